@@ -1,0 +1,121 @@
+"""The one interface of all data sets: images, their (image, class) pairs, and the pairs' ground-truth masks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from camexp.errors import CamexpError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an image, or one pair of it, is listed and not counted. `class_id` is None for a whole image."""
+
+    image_id: str
+    class_id: int | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """One class to explain in an image; `difficult` marks pairs whose objects are all difficult."""
+
+    class_id: int
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A decoded image with the masks of its pairs.
+
+    Attributes
+    ----------
+    image_id: name of the image, unique in its data set.
+    image: RGB, size (W,H).
+    targets: the P classes to explain.
+    masks: P arrays (H,W) of bool, True on the class's objects.
+    failures: pairs of the image that could not be read.
+    """
+
+    image_id: str
+    image: Image.Image | None
+    targets: tuple[Target, ...]
+    masks: tuple[np.ndarray, ...]
+    failures: tuple[Failure, ...] = ()
+
+
+class Dataset(ABC):
+    """Images in a fixed order, with the classes to explain in each.
+
+    Everything that the annotations alone can tell (ids, targets, what is broken) is known after construction;
+    `load` decodes one image. Subclasses fill the attributes below in their constructor.
+
+    Attributes
+    ----------
+    classes: class names; a class's index is the network's output.
+    image_ids: (N,) all images of the split in evaluation order, those without pairs too.
+    targets: (N,) tuples of `Target`.
+    failures: what was found broken while the annotations were read.
+    """
+
+    classes: tuple[str, ...]
+    image_ids: tuple[str, ...]
+    targets: tuple[tuple[Target, ...], ...]
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @abstractmethod
+    def read_image(self, index: int) -> Image.Image:
+        """Decode image `index` as RGB; raises OSError or ValueError when it is missing or corrupt."""
+
+    @abstractmethod
+    def read_mask(self, index: int, class_id: int, width: int, height: int) -> np.ndarray:
+        """Ground truth (height,width) bool of one class; raises ValueError when it cannot be made."""
+
+    def load(self, index: int) -> Sample:
+        """Decode image `index` with its masks; what cannot be read is in `Sample.failures`."""
+        image_id, targets = self.image_ids[index], self.targets[index]
+        try:
+            image = self.read_image(index)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            failures = tuple(Failure(image_id, t.class_id, f"image: {error}") for t in targets)
+            return Sample(image_id, None, (), (), failures or (Failure(image_id, None, f"image: {error}"),))
+        readable, masks, failed = [], [], []
+        for target in targets:
+            try:
+                mask = self.read_mask(index, target.class_id, image.width, image.height)
+                if not mask.any():
+                    raise ValueError("the object covers no pixel")
+            except ValueError as error:
+                failed.append(Failure(image_id, target.class_id, f"ground truth: {error}"))
+            else:
+                readable.append(target)
+                masks.append(mask)
+        return Sample(image_id, image, tuple(readable), tuple(masks), tuple(failed))
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Decode an image file completely, as RGB; a truncated file raises OSError."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def require(path: Path, what: str, hint: str) -> Path:
+    """`path` if it exists; otherwise an error that says what was looked for, where, and what makes it."""
+    if not path.exists():
+        raise CamexpError(f"{what} not found: looked for {path.absolute()}\n{hint}")
+    return path
+
+
+def require_unique(ids: Sequence[str], where: Path) -> None:
+    """Raise `CamexpError` when an id stands twice: rows could not be told apart."""
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise CamexpError(f"image id {twice!r} stands twice in {where}; remove one of the lines")

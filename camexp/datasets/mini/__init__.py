@@ -1,0 +1,69 @@
+"""The embedded data sets: procedural scenes in the real formats, read by the real sets' loaders.
+
+They are made when first asked for (a few seconds for a test split), deterministically by seed.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from camexp.datasets.coco import COCO
+from camexp.datasets.mini.things import THINGS
+from camexp.datasets.mini.write import write_coco, write_steel, write_voc
+from camexp.datasets.severstal import Severstal
+from camexp.datasets.voc import VOC
+
+RECIPE = 1
+"""Version of the scenes; a change that alters a pixel raises it, and the data are made anew."""
+
+COCO_THINGS = tuple(THINGS)
+VOC_THINGS = COCO_THINGS[:8]
+
+
+def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
+    """Make `folder` by `write(temporary folder)` unless it was made by the same `recipe`; returns it.
+
+    The folder appears complete or not at all: it is written beside its place and then renamed.
+    """
+    stamp = folder / "recipe.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+        made = Path(temporary) / folder.name
+        made.mkdir()
+        write(made)
+        (made / "recipe.json").write_text(json.dumps(recipe))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(made, folder)
+    return folder
+
+
+def minivoc(root: str, split: str = "test", images: int = 64, seed: int = 0, difficult: str = "skip") -> VOC:
+    """Scenes with eight classes as a VOCdevkit folder under `root`; `images` in the split."""
+    recipe = {"version": RECIPE, "set": "minivoc", "split": split, "images": images, "seed": seed}
+    folder = ensure(Path(root) / split, recipe, lambda made: write_voc(made, split, images, VOC_THINGS, seed))
+    return VOC(str(folder), 2007, split, VOC_THINGS, difficult)
+
+
+def minicoco(root: str, split: str = "val2014", images: int = 64, seed: int = 0) -> COCO:
+    """Scenes with twelve classes as COCO JSON (polygons, run lengths, crowds) under `root`."""
+    recipe = {"version": RECIPE, "set": "minicoco", "split": split, "images": images, "seed": seed}
+    folder = ensure(Path(root) / split, recipe, lambda made: write_coco(made, split, images, COCO_THINGS, seed))
+    return COCO(str(folder), split)
+
+
+def ministeel(root: str, split: str = "test", images: int = 64, seed: int = 0, with_normal: bool = False) -> Severstal:
+    """Steel sheets of 1600x256 with four kinds of defect as `train.csv` and `train_images/` under `root`."""
+    recipe = {"version": RECIPE, "set": "ministeel", "split": split, "images": images, "seed": seed}
+    first = 0 if split == "test" else 1_000_000
+    folder = ensure(Path(root) / split, recipe, lambda made: write_steel(made, images, seed, first))
+    return Severstal(str(folder), "all", min_pixels=MIN_DEFECT_PIXELS, with_normal=with_normal)
+
+
+MIN_DEFECT_PIXELS = 200
+"""A crop of ministeel shows a defect from this many pixels on."""

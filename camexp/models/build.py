@@ -1,0 +1,75 @@
+"""Networks of the papers: torchvision's VGG16, ResNet-50 and ResNet-101, at full or scaled-down width."""
+
+import torchvision
+from torch import nn
+
+from camexp.errors import CamexpError
+
+ARCHITECTURES = ("vgg16", "resnet50", "resnet101")
+
+
+def build(architecture: str, num_classes: int, width: float = 1.0) -> nn.Module:
+    """A network with random weights, in evaluation mode.
+
+    Parameters
+    ----------
+    architecture: "vgg16", "resnet50" or "resnet101", as torchvision builds it ("vgg16_bn" for training).
+    num_classes: number of outputs.
+    width: factor on every channel count; the topology, and with it the maps' sizes, stay those of width 1.
+
+    Raises
+    ------
+    CamexpError: for another name.
+    """
+    if architecture not in (*ARCHITECTURES, "vgg16_bn"):
+        raise CamexpError(f"unknown model.architecture {architecture!r}; one of {', '.join(ARCHITECTURES)}")
+    network = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+    if width != 1.0:
+        narrow(network, width)
+    return network.eval()
+
+
+def narrow(network: nn.Module, width: float) -> None:
+    """Replace every convolution, batch norm and linear layer by one with `width` times the channels.
+
+    The input's three channels and the last layer's outputs are kept.
+    """
+    layers = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    last = layers[-1][1]
+    for name, layer in layers:
+        narrowed: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            narrowed = nn.Conv2d(
+                layer.in_channels if layer.in_channels == 3 else _scaled(layer.in_channels, width),
+                _scaled(layer.out_channels, width),
+                layer.kernel_size,  # type: ignore[arg-type]
+                layer.stride,  # type: ignore[arg-type]
+                layer.padding,  # type: ignore[arg-type]
+                bias=layer.bias is not None,
+            )
+            nn.init.kaiming_normal_(narrowed.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(layer, nn.BatchNorm2d):
+            narrowed = nn.BatchNorm2d(_scaled(layer.num_features, width))
+        else:
+            outputs = layer.out_features if layer is last else _scaled(layer.out_features, width)
+            narrowed = nn.Linear(_scaled(layer.in_features, width), outputs)
+        network.set_submodule(name, narrowed)
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
+
+
+def fold_vgg_batch_norm(network: nn.Module) -> nn.Module:
+    """A trained `vgg16_bn` as a plain `vgg16` with the same outputs: each batch norm folded into its convolution."""
+    assert isinstance(network.features, nn.Sequential)
+    folded: list[nn.Module] = []
+    for layer in network.features.eval():
+        if isinstance(layer, nn.BatchNorm2d):
+            convolution = folded[-1]
+            assert isinstance(convolution, nn.Conv2d)
+            folded[-1] = nn.utils.fuse_conv_bn_eval(convolution, layer)
+        else:
+            folded.append(layer)
+    network.features = nn.Sequential(*folded)
+    return network

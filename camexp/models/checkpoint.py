@@ -1,0 +1,98 @@
+"""Checkpoints: read without executing code, matched key by key, identified by SHA-256."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from camexp.errors import CamexpError
+
+EMBEDDED = Path(__file__).parent / "weights"
+
+
+def resolve(checkpoint: str | None, model: str, dataset: str) -> Path | None:
+    """The file that `model.checkpoint` means, or None for "random".
+
+    "embedded" is the small checkpoint of (dataset, model) that ships with the package.
+
+    Raises
+    ------
+    CamexpError: when none is given or the file is missing.
+    """
+    if checkpoint == "random":
+        return None
+    if not checkpoint:
+        raise CamexpError(
+            f"no checkpoint for model={model} on dataset={dataset}.\n"
+            "Pass model.checkpoint=FILE (a state dict as .safetensors or .pth), or model.checkpoint=random for "
+            "untrained weights, or use the embedded dataset=minivoc, minicoco or ministeel."
+        )
+    if checkpoint == "embedded":
+        path = EMBEDDED / f"{dataset}_{model}.safetensors"
+        if not path.is_file():
+            shipped = ", ".join(sorted(p.stem for p in EMBEDDED.glob("*.safetensors")))
+            raise CamexpError(f"no embedded checkpoint {path.stem}; those that ship are: {shipped}")
+        return path
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise CamexpError(f"checkpoint not found: looked for {path.absolute()}")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors or torch file (also under "state_dict" or "model").
+
+    Raises
+    ------
+    CamexpError: when the file is corrupt, or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many types for a corrupt file
+        reason = str(error).splitlines()[0]
+        raise CamexpError(f"cannot read the checkpoint {path.absolute()}: {reason}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CamexpError(f"{path.absolute()} is not a state dict (a mapping from names to tensors)")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def load(network: nn.Module, path: Path) -> None:
+    """Load a checkpoint (any float type) into `network` as float32.
+
+    Raises
+    ------
+    CamexpError: with the first missing, unexpected and misshapen keys when it does not fit.
+    """
+    state = read_state(path)
+    expected = network.state_dict()
+    optional = {key for key in expected if key.endswith("num_batches_tracked")}
+    problems = [
+        f"{key}: shape {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    problems += [f"{key}: missing in the file" for key in expected if key not in state and key not in optional]
+    problems += [f"{key}: not in the network" for key in state if key not in expected]
+    if problems:
+        shown = "\n  ".join(problems[:6])
+        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise CamexpError(f"the checkpoint {path.absolute()} does not fit the network:\n  {shown}{more}")
+    floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    for key, value in floats.items():
+        if not torch.isfinite(value).all():
+            raise CamexpError(f"the checkpoint {path.absolute()} holds values that are not finite, first in {key}")
+    network.load_state_dict(floats, strict=False)
