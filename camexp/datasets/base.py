@@ -70,6 +70,12 @@ class Dataset(ABC):
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def limit(self, count: int) -> None:
+        """Keep only the first `count` images."""
+        self.image_ids, self.targets = self.image_ids[:count], self.targets[:count]
+        kept = set(self.image_ids)
+        self.failures = tuple(f for f in self.failures if f.image_id in kept)
+
     @abstractmethod
     def read_image(self, index: int) -> Image.Image:
         """Decode image `index` as RGB; raises OSError or ValueError when it is missing or corrupt."""

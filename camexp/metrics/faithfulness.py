@@ -1,0 +1,40 @@
+"""Metrics against the model: Drop and Increase (Chattopadhay et al., 2018, on the top pixels as in SISE)."""
+
+import torch
+from torch import Tensor
+
+
+def top_pixels(maps: Tensor, share: float = 0.15, rule: str = "strict") -> Tensor:
+    """The pixels (P,H,W) bool of each map (P,H,W) that are kept.
+
+    Parameters
+    ----------
+    share: share of the pixels, in (0,1).
+    rule: "strict" keeps the pixels strictly above the value at rank int(share H W) (counted from 0) of the
+        descending order, as the released code does, so ties keep fewer; "exact" keeps int(share H W) pixels, ties
+        by position.
+
+    Raises
+    ------
+    ValueError: for another rule.
+    """
+    values = maps.flatten(1)
+    rank = int(share * values.shape[1])
+    if rule == "strict":
+        cut = values.sort(1, descending=True).values[:, rank]
+        return maps > cut[:, None, None]
+    if rule == "exact":
+        order = values.argsort(1, descending=True, stable=True)[:, :rank]
+        kept = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
+        return kept.view_as(maps)
+    raise ValueError(f"rule must be strict or exact, not {rule!r}")
+
+
+def drop(before: Tensor, after: Tensor) -> Tensor:
+    """max(0, p - q) / p for confidences p before and q after masking, (P,); 0 where p = 0."""
+    return ((before - after).clamp(min=0) / before.where(before > 0, 1.0)).double()
+
+
+def increase(before: Tensor, after: Tensor) -> Tensor:
+    """1 where the confidence rose, q > p, otherwise 0, (P,)."""
+    return (after > before).double()

@@ -1,0 +1,223 @@
+"""Classifier: the one way in which methods and metrics run a network."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from camexp.errors import CamexpError
+from camexp.pairs import Pairs
+
+T = TypeVar("T")
+
+CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(1),
+    "sigmoid": torch.sigmoid,
+    "logit": lambda logits: logits,
+}
+
+
+class Classifier:
+    """A network in evaluation mode with everything that explaining it needs.
+
+    Parameters
+    ----------
+    network: images (N,3,H,W) -> logits (N,C). It is taken over: evaluation mode, parameters without
+        gradients, no in-place activations (they would overwrite captured ones).
+    layers: names of the layers that methods use, by role: "cam" (one module path) and "sise" (several).
+    confidence: how logits become the confidence Psi: "softmax", "sigmoid" or "logit".
+    fill: (3,1,1) fed value of a masked-out pixel; zeros by default.
+    forward_batch: images per forward pass: the one knob for memory; results do not depend on it.
+    device: where the network runs.
+
+    Raises
+    ------
+    CamexpError: for an unknown confidence or a layer that the network lacks.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, str | Sequence[str]],
+        confidence: str = "softmax",
+        fill: Tensor | None = None,
+        forward_batch: int = 32,
+        device: torch.device | str = "cpu",
+    ):
+        if confidence not in CONFIDENCES:
+            raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
+        if forward_batch < 1:
+            raise CamexpError(f"forward_batch must be at least 1, not {forward_batch}")
+        self.device = torch.device(device)
+        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = network.eval().requires_grad_(False)
+        for module in self.network.modules():
+            if getattr(module, "inplace", False):
+                module.inplace = False  # type: ignore[assignment]
+        self._paths = {name for name, _ in self.network.named_modules()}
+        self.layers = {
+            role: ((names,) if isinstance(names, str) else tuple(names)) for role, names in layers.items()
+        }
+        for names in self.layers.values():
+            self._require(names)
+        self.confidence_name = confidence
+        self.fill = (torch.zeros(3, 1, 1) if fill is None else fill).to(self.device)
+        self.forward_batch = forward_batch
+
+    def _require(self, names: Sequence[str]) -> None:
+        for name in names:
+            if name not in self._paths:
+                shown = ", ".join(sorted(p for p in self._paths if p and p.count(".") < 2)[:40])
+                raise CamexpError(f"the network has no layer {name!r}; it has {shown}")
+
+    def layer_names(self, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Module paths for the name of a role in the model's config, or the paths themselves."""
+        if not isinstance(layers, str):
+            return tuple(layers)
+        if layers not in self.layers:
+            raise CamexpError(
+                f"the model's config lists no layers {layers!r}; model.layers has {', '.join(self.layers)}"
+            )
+        return self.layers[layers]
+
+    @property
+    def cam_layer(self) -> str:
+        """The layer that CAM methods use unless told otherwise."""
+        return self.layer_names("cam")[0]
+
+    # ------------------------------------------------------------------------------------ forward passes
+
+    def confidence(self, logits: Tensor) -> Tensor:
+        """Psi of logits (N,C), (N,C)."""
+        return CONFIDENCES[self.confidence_name](logits)
+
+    def log_odds(self, logits: Tensor, target: Tensor) -> Tensor:
+        """A function (N,) of logits whose gradient is a positive multiple of that of Psi for class `target` (N,).
+
+        d softmax_c = Psi (1 - Psi) d(y_c - log sum_{j != c} exp y_j), and d sigmoid_c = Psi (1 - Psi) dy_c:
+        without the factor, which underflows for a saturated network, directions and ratios stay exact.
+        """
+        chosen = logits.gather(1, target[:, None])[:, 0]
+        if self.confidence_name != "softmax" or logits.shape[1] == 1:
+            return chosen
+        others = logits.scatter(1, target[:, None], -torch.inf)
+        return chosen - others.logsumexp(1)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
+        return torch.cat(self.in_chunks(lambda rows: self._forward(images[rows]), len(images)))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Confidence Psi (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
+        return self.confidence(self.logits(images))
+
+    def _forward(self, images: Tensor) -> Tensor:
+        return self.network(images.to(self.device).contiguous(memory_format=torch.channels_last))
+
+    def in_chunks(self, work: Callable[[slice], T], total: int) -> list[T]:
+        """`work(rows)` for consecutive slices of at most `forward_batch` of `total` rows, in order.
+
+        When memory runs out, `forward_batch` is halved for good and the slice tried again.
+        """
+        results: list[T] = []
+        start = 0
+        while start < total:
+            rows = slice(start, min(start + self.forward_batch, total))
+            try:
+                results.append(work(rows))
+                start = rows.stop
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if self.forward_batch == 1 or not _out_of_memory(error):
+                    raise
+                self.forward_batch //= 2
+            if start < rows.stop and self.device.type == "cuda":
+                torch.cuda.empty_cache()
+        return results
+
+    # -------------------------------------------------------------------------- activations and gradients
+
+    @contextmanager
+    def _hooks(self, layers: Sequence[str], keep: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+        """Pass the output of each layer through `keep(name, output)` while the context lasts."""
+        self._require(layers)
+        handles = [
+            self.network.get_submodule(name).register_forward_hook(
+                lambda module, args, output, name=name: keep(name, output)
+            )
+            for name in layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def activations(self, images: Tensor, layers: Sequence[str]) -> list[Tensor]:
+        """Outputs (B,K,h,w) of each layer for images (B,3,H,W), without a graph."""
+
+        def work(rows: slice) -> list[Tensor]:
+            found: dict[str, Tensor] = {}
+
+            def keep(name: str, output: Tensor) -> Tensor:
+                found[name] = output
+                return output
+
+            with self._hooks(layers, keep):
+                self._forward(images[rows])
+            return [found[name] for name in layers]
+
+        return [torch.cat(parts) for parts in zip(*self.in_chunks(work, len(images)), strict=True)]
+
+    def capture(
+        self, images: Tensor, layers: Sequence[str], rows: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """One forward pass with a graph that begins at the first of the layers.
+
+        Before that layer nothing is recorded, so that a backward pass runs only through the tail; and there the
+        batch is re-indexed by `rows`, so that the head runs once per image and the tail once per pair.
+
+        Parameters
+        ----------
+        images: (B,3,H,W), in one pass.
+        layers: module paths; the graph begins at the one that runs first.
+        rows: (P,) index into the images; all of them in order by default.
+
+        Returns
+        -------
+        Activations (P,K,h,w) of each layer, differentiable, and logits (P,C).
+        """
+        found: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Tensor) -> Tensor:
+            if not found:
+                output = (output if rows is None else output[rows]).detach().requires_grad_()
+            found[name] = output
+            return output
+
+        with self._hooks(layers, keep), torch.enable_grad():
+            logits = self._forward(images)
+        return [found[name] for name in layers], logits
+
+    def activations_and_gradients(self, images: Tensor, pairs: Pairs, layer: str) -> tuple[Tensor, Tensor]:
+        """Activations A and gradients dy_c/dA of the pairs' logits, both (P,K,h,w), at one layer.
+
+        One forward pass per image, and one pass through the tail after the layer, forth and back, per pair.
+        """
+
+        def work(rows: slice) -> tuple[Tensor, Tensor]:
+            needed, chunk = pairs.chunk(rows)
+            (activation,), logits = self.capture(images[needed], [layer], chunk.image)
+            score = logits.gather(1, chunk.target[:, None]).sum()
+            (gradient,) = torch.autograd.grad(score, [activation])
+            return activation.detach(), gradient
+
+        activations, gradients = zip(*self.in_chunks(work, len(pairs)), strict=True)
+        return torch.cat(activations), torch.cat(gradients)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

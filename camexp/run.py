@@ -1,0 +1,48 @@
+"""One run: `python -m camexp.run dataset=minivoc model=resnet50 method=igcam`.
+
+Exit status: 0 done, 1 done with listed failures, 2 a mistake that the message explains, 130 interrupted.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from camexp.errors import CamexpError
+from camexp.runner import execute
+
+EMBEDDED_NOTE = (
+    "{name}: embedded procedural scenes with a small network; the numbers are not the papers'.\n"
+    "For the papers' data pass dataset=voc2007, coco2014 or severstal (README.md, \"The papers' data\")."
+)
+
+
+def report(cfg: DictConfig) -> int:
+    """Execute a config, say what came of it, and return the exit status."""
+    if str(cfg.dataset.name).startswith("mini"):
+        print(EMBEDDED_NOTE.format(name=cfg.dataset.name), file=sys.stderr)
+    outcome = execute(cfg)
+    state = f"{outcome.computed} pairs computed" if outcome.computed else "already finished, nothing to do"
+    print(f"{outcome.path}: {state}; {outcome.rows} rows", end="")
+    if outcome.failures:
+        print(f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again")
+        return 1
+    print()
+    return 0
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+def _main(cfg: DictConfig) -> None:
+    try:
+        status = report(cfg)
+    except CamexpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: finished batches are in {cfg.output}; the same command goes on", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    _main()
