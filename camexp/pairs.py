@@ -16,11 +16,13 @@ class Pairs:
     image: (P,) int64, index of the pair's image in the batch.
     target: (P,) int64, the class to explain.
     image_ids: B names of the images; they seed what is random.
+    masks: (P,H,W) bool, the ground truth; only the oracle control looks at it.
     """
 
     image: Tensor
     target: Tensor
     image_ids: tuple[str, ...]
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.image.shape != self.target.shape or self.image.dim() != 1:
@@ -40,15 +42,17 @@ class Pairs:
             yield image, self.image_ids[image], target
 
     def to(self, device: torch.device) -> "Pairs":
-        return Pairs(self.image.to(device), self.target.to(device), self.image_ids)
+        masks = None if self.masks is None else self.masks.to(device)
+        return Pairs(self.image.to(device), self.target.to(device), self.image_ids, masks)
 
     def chunk(self, rows: slice) -> tuple[Tensor, "Pairs"]:
         """Some of the pairs with the images (b,) that they need, re-indexed to these."""
         images, inverse = torch.unique(self.image[rows], return_inverse=True)
         ids = tuple(self.image_ids[i] for i in images.tolist())
-        return images, Pairs(inverse, self.target[rows], ids)
+        masks = None if self.masks is None else self.masks[rows]
+        return images, Pairs(inverse, self.target[rows], ids, masks)
 
     def tile(self, times: int) -> "Pairs":
-        """The pairs of `times` copies of the batch laid one after the other: (times * P,) over (times * B)."""
+        """The pairs of `times` copies of the batch laid one after the other, (times * P,); without masks."""
         offsets = torch.arange(times, device=self.image.device).repeat_interleave(len(self)) * len(self.image_ids)
         return Pairs(self.image.repeat(times) + offsets, self.target.repeat(times), self.image_ids * times)

@@ -172,9 +172,7 @@ class RunFolder:
 
         self.rows = [row for row in self.rows if keep(row)]
         self.failures = listed + [row for row in later if keep(row)]
-        self.timing = [
-            row for row in self.timing if row["kind"] != "batch" or int(row["batch"]) not in unfinished
-        ]
+        self.timing = [row for row in self.timing if row["kind"] != "batch" or int(row["batch"]) not in unfinished]
         self._batch_of = batch_of
         self._write_all()
         return todo

@@ -124,7 +124,7 @@ class _Run:
         explain_s = metrics_s = 0.0
         for shape in shapes:
             group = [f for f in fed if f.image is not None and f.image.shape == shape and f.sample.targets]
-            images, pairs, masks = self._stack(group)
+            images, pairs = self._stack(group)
             started = self._clock()
             maps = self.method(self.classifier, images, pairs)
             explained_at = self._clock()
@@ -134,19 +134,19 @@ class _Run:
                 for (_, image_id, target), ok in zip(pairs, finite.tolist(), strict=True)
                 if not ok
             ]
-            rows |= self._rows(group, images, pairs, torch.where(finite[:, None, None], maps, 0), masks, finite)
+            rows |= self._rows(group, images, pairs, torch.where(finite[:, None, None], maps, 0), finite)
             explain_s += explained_at - started
             metrics_s += self._clock() - explained_at
         order = [(f.sample.image_id, str(t.class_id)) for f in fed for t in f.sample.targets]
         return [rows[key] for key in order if key in rows], failures, explain_s, metrics_s
 
-    def _stack(self, group: list[Fed]) -> tuple[Tensor, Pairs, Tensor]:
+    def _stack(self, group: list[Fed]) -> tuple[Tensor, Pairs]:
         images = torch.stack([f.image for f in group if f.image is not None]).to(self.classifier.device)
         index = [i for i, f in enumerate(group) for _ in f.sample.targets]
         target = [t.class_id for f in group for t in f.sample.targets]
-        pairs = Pairs(torch.tensor(index), torch.tensor(target), tuple(f.sample.image_id for f in group))
-        masks = torch.cat([f.masks for f in group]).to(self.classifier.device)
-        return images, pairs.to(self.classifier.device), masks
+        ids = tuple(f.sample.image_id for f in group)
+        pairs = Pairs(torch.tensor(index), torch.tensor(target), ids, torch.cat([f.masks for f in group]))
+        return images, pairs.to(self.classifier.device)
 
     @staticmethod
     def _check(maps: Tensor, pairs: Pairs, images: Tensor) -> Tensor:
@@ -157,16 +157,14 @@ class _Run:
         return maps.isfinite().flatten(1).all(1)
 
     @torch.no_grad()
-    def _rows(
-        self, group: list[Fed], images: Tensor, pairs: Pairs, maps: Tensor, masks: Tensor, finite: Tensor
-    ) -> dict[Key, Row]:
+    def _rows(self, group: list[Fed], images: Tensor, pairs: Pairs, maps: Tensor, finite: Tensor) -> dict[Key, Row]:
         scores = self.classifier.scores(images)
         confidence = scores[pairs.image, pairs.target]
-        explained = Explained(self.classifier, images, pairs, maps, masks, confidence)
+        explained = Explained(self.classifier, images, pairs, maps, confidence)
         values = {name: metric(explained).tolist() for name, metric in self.metrics.items()}
         top = (scores.argmax(1)[pairs.image] == pairs.target).tolist()
         constant = (maps.amax((1, 2)) == maps.amin((1, 2))).tolist()
-        area = masks.flatten(1).double().mean(1).tolist()
+        area = explained.masks.flatten(1).double().mean(1).tolist()
         difficult = [t.difficult for f in group for t in f.sample.targets]
         probability = confidence.tolist()
         rows = {}
@@ -217,7 +215,7 @@ class _Run:
         label = f"{self.cfg.dataset.name} {self.cfg.model.name} {self.cfg.method.name} runtime"
         steps = zip(loaded, warm_up + wanted, strict=True)
         for step, (fed, (_, position)) in enumerate(tqdm(steps, total=len(batches), desc=label, leave=False)):
-            images, pairs, _ = self._stack(fed)
+            images, pairs = self._stack(fed)
             _, pair = pairs.chunk(slice(position, position + 1))
             started = self._clock()
             self.method(self.classifier, images, pair)
@@ -282,7 +280,16 @@ def _commit() -> str | None:
     """The commit of the package's checkout, with "+changes" when files differ; None outside of one."""
     here = Path(camexp.__file__).parent
     try:
-        describe = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
+        describe = [
+            "git",
+            "-C",
+            str(here),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty=+changes",
+            "--exclude=*",
+        ]
         return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -4,10 +4,10 @@ Ground truth of a pair is the union of the class's boxes, difficult ones include
 difficult is skipped (or kept and marked, with `difficult="keep"`). Boxes are 1-based and inclusive.
 """
 
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -25,11 +25,11 @@ class Box(NamedTuple):
     """An annotated box: class, corners as written in the file (1-based, inclusive), difficult flag."""
 
     class_id: int
+    difficult: bool
     xmin: float
     ymin: float
     xmax: float
     ymax: float
-    difficult: bool
 
 
 class VOC(Dataset):
@@ -90,7 +90,8 @@ class VOC(Dataset):
             except ValueError:
                 failures.append(Failure(image_id, class_id, f"annotation {path.name}: an object without a box"))
                 continue
-            boxes.append(Box(class_id, *corners, difficult=(element.findtext("difficult") or "0").strip() == "1"))
+            difficult = (element.findtext("difficult") or "0").strip() == "1"
+            boxes.append(Box(class_id, difficult, *corners))
         broken = {f.class_id for f in failures if f.image_id == image_id and f.class_id is not None}
         return [box for box in boxes if box.class_id not in broken]
 
@@ -122,6 +123,6 @@ def box_slice(box: Box, width: int, height: int) -> tuple[slice, slice]:
     x0, y0 = max(round(box.xmin) - 1, 0), max(round(box.ymin) - 1, 0)
     x1, y1 = min(round(box.xmax), width), min(round(box.ymax), height)
     if x0 >= x1 or y0 >= y1:
-        corners = ", ".join(f"{value:g}" for value in box[1:5])
+        corners = ", ".join(f"{value:g}" for value in box[2:])
         raise ValueError(f"box ({corners}) has no pixel in the image of {width}x{height}")
     return slice(y0, y1), slice(x0, x1)

@@ -1,5 +1,6 @@
 """What a method is, and the two steps that most of them share."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -21,9 +22,9 @@ class Method(Protocol):
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor: ...
 
 
-def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     """Maps (N,h,w) enlarged bilinearly (`align_corners=False`) to (N,H,W)."""
-    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return F.interpolate(maps[:, None], tuple(size), mode="bilinear", align_corners=False)[:, 0]
 
 
 def scale_to_unit(maps: Tensor) -> Tensor:

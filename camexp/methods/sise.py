@@ -59,14 +59,13 @@ class SISE:
         layers = classifier.layer_names(self.layers)
         features = classifier.activations(images, layers)  # one (B, K, h, w) per layer
         alphas = self.alphas(classifier, images, pairs, layers)  # one (P, K) per layer
-        fused: Tensor | None = None
-        for feature, alpha in zip(features, alphas, strict=True):
-            visualisation = visualise(classifier, images, pairs, feature, self.keep(alpha))
-            if fused is None:
-                fused = visualisation
-            else:
-                fused = (fused + visualisation) * FUSIONS[self.fusion](visualisation)
-        assert fused is not None
+        first, *deeper = (
+            visualise(classifier, images, pairs, feature, self.keep(alpha))
+            for feature, alpha in zip(features, alphas, strict=True)
+        )
+        fused = first
+        for visualisation in deeper:
+            fused = (fused + visualisation) * FUSIONS[self.fusion](visualisation)
         return fused
 
     def keep(self, alpha: Tensor) -> Tensor:

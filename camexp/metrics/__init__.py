@@ -17,7 +17,7 @@ class Explained:
 
     Attributes
     ----------
-    images: (B,3,H,W) as fed; pairs: P pairs over them; maps: (P,H,W); masks: (P,H,W) bool.
+    images: (B,3,H,W) as fed; pairs: P pairs over them, with masks; maps: (P,H,W) float32.
     confidence: (P,) Psi of the pair's class in the unmasked image.
     """
 
@@ -25,9 +25,15 @@ class Explained:
     images: Tensor
     pairs: Pairs
     maps: Tensor
-    masks: Tensor
     confidence: Tensor
     _after: dict[tuple[float, str], Tensor] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> Tensor:
+        """Ground truth G (P,H,W) bool."""
+        if self.pairs.masks is None:
+            raise ValueError("metrics against ground truth need pairs with masks")
+        return self.pairs.masks
 
     def confidence_after(self, share: float, rule: str) -> Tensor:
         """Psi (P,) of the pair's class when only the top pixels are kept; computed once for all metrics."""

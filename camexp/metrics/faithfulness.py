@@ -24,7 +24,7 @@ def top_pixels(maps: Tensor, share: float = 0.15, rule: str = "strict") -> Tenso
         cut = values.sort(1, descending=True).values[:, rank]
         return maps > cut[:, None, None]
     if rule == "exact":
-        order = values.argsort(1, descending=True, stable=True)[:, :rank]
+        order = values.argsort(dim=1, descending=True, stable=True)[:, :rank]
         kept = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
         return kept.view_as(maps)
     raise ValueError(f"rule must be strict or exact, not {rule!r}")

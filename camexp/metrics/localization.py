@@ -61,7 +61,7 @@ def top_hits(maps: Tensor, masks: Tensor, counts: Tensor, ties: str = "expected"
     """
     values, truth = maps.flatten(1), masks.flatten(1)
     if ties == "stable":
-        order = values.argsort(1, descending=True, stable=True)
+        order = values.argsort(dim=1, descending=True, stable=True)
         chosen = torch.arange(values.shape[1], device=maps.device) < counts[:, None]
         return (truth.gather(1, order) & chosen).sum(1).double()
     if ties != "expected":

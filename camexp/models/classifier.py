@@ -57,9 +57,7 @@ class Classifier:
             if getattr(module, "inplace", False):
                 module.inplace = False  # type: ignore[assignment]
         self._paths = {name for name, _ in self.network.named_modules()}
-        self.layers = {
-            role: ((names,) if isinstance(names, str) else tuple(names)) for role, names in layers.items()
-        }
+        self.layers = {role: ((names,) if isinstance(names, str) else tuple(names)) for role, names in layers.items()}
         for names in self.layers.values():
             self._require(names)
         self.confidence_name = confidence
@@ -172,9 +170,7 @@ class Classifier:
 
         return [torch.cat(parts) for parts in zip(*self.in_chunks(work, len(images)), strict=True)]
 
-    def capture(
-        self, images: Tensor, layers: Sequence[str], rows: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
+    def capture(self, images: Tensor, layers: Sequence[str], rows: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
         """One forward pass with a graph that begins at the first of the layers.
 
         Before that layer nothing is recorded, so that a backward pass runs only through the tail; and there the
@@ -217,6 +213,17 @@ class Classifier:
 
         activations, gradients = zip(*self.in_chunks(work, len(pairs)), strict=True)
         return torch.cat(activations), torch.cat(gradients)
+
+    def input_gradients(self, images: Tensor, pairs: Pairs) -> Tensor:
+        """Gradients dy_c/dI (P,3,H,W) of the pairs' logits; one forward and backward pass per pair."""
+
+        def work(rows: slice) -> Tensor:
+            inputs = images[pairs.image[rows]].detach().requires_grad_()
+            with torch.enable_grad():
+                score = self._forward(inputs).gather(1, pairs.target[rows][:, None]).sum()
+            return torch.autograd.grad(score, inputs)[0]
+
+        return torch.cat(self.in_chunks(work, len(pairs)))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -52,9 +52,7 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
-            raise CamexpError(
-                f"unknown model.preprocess {self.normalisation!r}; one of {', '.join(NORMALISATIONS)}"
-            )
+            raise CamexpError(f"unknown model.preprocess {self.normalisation!r}; one of {', '.join(NORMALISATIONS)}")
         if self.resize not in ("squash", "shorter_side"):
             raise CamexpError(f"protocol.resize must be squash or shorter_side, not {self.resize!r}")
 

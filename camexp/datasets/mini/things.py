@@ -36,9 +36,7 @@ def _poly(*points: tuple[float, float]) -> np.ndarray:
 def ball(rng: Rng) -> list[Part]:
     """A beach ball: coloured sectors round a cap."""
     n = int(rng.integers(3, 5)) * 2
-    sectors = [
-        Part(np.vstack([[0.0, 0.0], _oval(0, 0, 0.95, 0.95, i / n, (i + 1) / n)]), i % 2) for i in range(n)
-    ]
+    sectors = [Part(np.vstack([[0.0, 0.0], _oval(0, 0, 0.95, 0.95, i / n, (i + 1) / n)]), i % 2) for i in range(n)]
     return [*sectors, Part(_oval(0, 0, 0.18, 0.18), 2)]
 
 
@@ -93,9 +91,7 @@ def car(rng: Rng) -> list[Part]:
     """A body with a cabin, two windows and two wheels with hubs."""
     cabin = rng.uniform(-0.1, 0.1)
     return [
-        Part(
-            _poly((-0.55 + cabin, 0.0), (-0.35 + cabin, -0.42), (0.3 + cabin, -0.42), (0.55 + cabin, 0.0)), 0
-        ),
+        Part(_poly((-0.55 + cabin, 0.0), (-0.35 + cabin, -0.42), (0.3 + cabin, -0.42), (0.55 + cabin, 0.0)), 0),
         Part(_poly((-0.42 + cabin, 0.0), (-0.28 + cabin, -0.33), (-0.05 + cabin, -0.33), (-0.05, 0.0)), 3),
         Part(_poly((0.05, 0.0), (0.05 + cabin, -0.33), (0.25 + cabin, -0.33), (0.42 + cabin, 0.0)), 3),
         Part(_box(-0.97, 0.0, 0.97, 0.35), 0),
@@ -172,9 +168,7 @@ def sailboat(rng: Rng) -> list[Part]:
 def cup(rng: Rng) -> list[Part]:
     """A tapered cup with a band, a handle and a saucer."""
     band = rng.uniform(-0.2, 0.2)
-    ring = np.vstack(
-        [_oval(0.55, 0.0, 0.4, 0.38, -0.25, 0.25), _oval(0.55, 0.0, 0.24, 0.22, -0.25, 0.25)[::-1]]
-    )
+    ring = np.vstack([_oval(0.55, 0.0, 0.4, 0.38, -0.25, 0.25), _oval(0.55, 0.0, 0.24, 0.22, -0.25, 0.25)[::-1]])
     return [
         Part(ring, 0),
         Part(_poly((-0.7, -0.6), (0.6, -0.6), (0.42, 0.6), (-0.52, 0.6)), 0),

@@ -149,7 +149,11 @@ def write_coco(root: Path, split: str, count: int, classes: tuple[str, ...], see
     written = _in_parallel(partial(_write_coco_image, root, split, classes, seed), range(count), f"minicoco {split}")
     ids = {name: 1 + i + i // 3 for i, name in enumerate(classes)}
     annotations = [
-        {**{k: v for k, v in a.items() if k != "name"}, "image_id": image["id"], "category_id": ids[a["name"]]}
+        {
+            **{k: v for k, v in a.items() if k != "name"},
+            "image_id": image["id"],
+            "category_id": ids[a["name"]],
+        }
         for image, found in written
         for a in found
     ]
