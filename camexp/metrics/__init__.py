@@ -129,5 +129,5 @@ class Increase:
         return faithfulness.increase(explained.confidence, explained.confidence_after(self.share, self.rule))
 
 
-METRICS: dict[str, type] = {metric.name: metric for metric in (EBPG, Bbox, MIoU, Drop, Increase)}
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (EBPG, Bbox, MIoU, Drop, Increase)}
 """Every metric by its name: the column of the records and the file in `configs/metric/`."""

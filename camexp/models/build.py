@@ -1,5 +1,6 @@
 """Networks of the papers: torchvision's VGG16, ResNet-50 and ResNet-101, at full or scaled-down width."""
 
+import torch
 import torchvision
 from torch import nn
 
@@ -23,9 +24,11 @@ def build(architecture: str, num_classes: int, width: float = 1.0) -> nn.Module:
     """
     if architecture not in (*ARCHITECTURES, "vgg16_bn"):
         raise CamexpError(f"unknown model.architecture {architecture!r}; one of {', '.join(ARCHITECTURES)}")
-    network = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
-    if width != 1.0:
-        narrow(network, width)
+    if width == 1.0:
+        return torchvision.models.get_model(architecture, weights=None, num_classes=num_classes).eval()
+    with torch.device("meta"):  # the topology only: every layer with weights is replaced
+        network = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
+    narrow(network, width)
     return network.eval()
 
 

@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+SUITE ?= mini
+OPTIONS ?=
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce report test lint format train clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+$(VENV)/.done: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "camexp needs Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.done  ## make the virtual environment and install (CONSTRAINTS= for the newest versions)
+
+reproduce: setup  ## run the suite that fills the papers' tables, and print them (SUITE=mini OPTIONS=)
+	@$(RUN) -m camexp.reproduce $(SUITE) $(OPTIONS)
+
+report: setup  ## print the tables again from the records alone
+	@$(RUN) scripts/report.py
+
+test: setup  ## run the tests
+	$(RUN) -m pytest
+
+lint: setup  ## check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup  ## bring the code into format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+train: setup  ## train the embedded checkpoints anew (about an hour on two cores)
+	$(RUN) scripts/train.py --dataset minivoc --model resnet50
+	$(RUN) scripts/train.py --dataset minivoc --model vgg16
+	$(RUN) scripts/train.py --dataset minicoco --model resnet50
+	$(RUN) scripts/train.py --dataset minicoco --model vgg16
+	$(RUN) scripts/train.py --dataset ministeel --model resnet101
+
+clean:  ## delete the environment, caches, generated data and results (the published numbers stay)
+	rm -rf $(VENV) data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find results -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
