@@ -43,7 +43,7 @@ class Column:
     @property
     def run_name(self) -> str:
         """Name of the run's folder: the method's, followed by what differs from its defaults."""
-        return "-".join([self.method, *(f"{name}={value}" for name, value in self.overrides)])
+        return run_name(self.method, dict(self.overrides))
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ class Experiment:
     def runs(self) -> list[tuple[str, Column]]:
         """(model, column) of every run that the table needs."""
         return [(model, column) for model in self.models for column in self.columns]
+
+
+def run_name(method: str, parameters: dict[str, Any]) -> str:
+    """Name of a run's folder: "sise", or with parameters other than the default ones "sise-mu0.3"."""
+    return "-".join([method, *(f"{name}{value}" for name, value in parameters.items())])
 
 
 def label_of(method: str) -> str:

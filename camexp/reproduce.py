@@ -26,8 +26,7 @@ def overrides_of(dataset: str, model: str, column: Column) -> list[str]:
     parameters = [f"method.{name}={value}" for name, value in column.overrides]
     output = f"output=${{results_dir}}/{dataset}/{model}/{column.run_name}" if parameters else None
     choices = [f"dataset={dataset}", f"model={model}", f"method={column.method}"]
-    # "=" in a folder's name has to be quoted for Hydra's grammar
-    return [*choices, *parameters, *([f"'{output}'"] if output else [])]
+    return [*choices, *parameters, *([output] if output else [])]
 
 
 def main(argv: list[str] | None = None) -> int:

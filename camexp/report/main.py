@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from camexp.config import CONFIGS
-from camexp.experiment import Column, Experiment, label_of, load_experiment
+from camexp.experiment import Column, Experiment, label_of, load_experiment, run_name
 from camexp.records import write_atomically
 from camexp.report.markdown import render
 from camexp.report.runs import Run, find_runs
@@ -36,8 +36,7 @@ def print_report(results: Path, experiments: list[Experiment] | None = None) -> 
 
 
 def _name(run: Run) -> str:
-    """A run's name: the method's, followed by what differs from its defaults, as `Column.run_name`."""
-    return "-".join([run.info["method"], *(f"{k}={v}" for k, v in run.info["variant"].items())])
+    return run_name(run.info["method"], run.info["variant"])
 
 
 def _with_runs(runs: dict[tuple[str, str, str], Run]) -> list[Experiment]:
