@@ -26,7 +26,7 @@ report: setup  ## print the tables again from the records alone
 	@$(RUN) scripts/report.py
 
 test: setup  ## run the tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto
 
 lint: setup  ## check style, format and types
 	$(VENV)/bin/ruff check .

@@ -4,6 +4,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ class _Run:
         loaded = load_batches(self.dataset, preprocess, batches, self.cfg.workers)
         label = f"{self.cfg.dataset.name} {self.cfg.model.name} {self.cfg.method.name}"
         with tqdm(total=pairs, desc=label, unit="pair", dynamic_ncols=True) as progress:
+            self.classifier.on_forward = _forward_counter(progress)
             for batch, batch_number in zip(batches, numbers, strict=True):
                 started = time.perf_counter()
                 fed = next(loaded)
@@ -258,6 +260,20 @@ class _Run:
                 "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             }
         )
+
+
+def _forward_counter(progress: tqdm) -> Callable[[int], None]:
+    """Shows twice a second how many images went through the network: a batch may take minutes."""
+    count, shown = 0, time.monotonic()
+
+    def tell(images: int) -> None:
+        nonlocal count, shown
+        count += images
+        if time.monotonic() - shown > 0.5:
+            shown = time.monotonic()
+            progress.set_postfix_str(f"{count} forwards")
+
+    return tell
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -94,8 +94,7 @@ def visualise(classifier: Classifier, images: Tensor, pairs: Pairs, feature: Ten
     keep: (P,K) bool, the maps that a pair uses; those of no pair of an image are not evaluated.
     """
     height, width = images.shape[2:]
-    used = torch.zeros(feature.shape[:2], dtype=torch.bool, device=images.device)
-    used.index_put_((pairs.image,), keep, accumulate=True)
+    used = images.new_zeros(feature.shape[:2]).index_add_(0, pairs.image, keep.float()) > 0
     used &= feature.amax((2, 3)) > feature.amin((2, 3))
     image, channel = torch.nonzero(used, as_tuple=True)  # (R,) each: the masked passes to make
     total = images.new_zeros(len(pairs), height * width)

@@ -63,6 +63,7 @@ class Classifier:
         self.confidence_name = confidence
         self.fill = (torch.zeros(3, 1, 1) if fill is None else fill).to(self.device)
         self.forward_batch = forward_batch
+        self.on_forward: Callable[[int], None] = lambda images: None  # told of every pass, for progress bars
 
     def _require(self, names: Sequence[str]) -> None:
         for name in names:
@@ -113,6 +114,7 @@ class Classifier:
         return self.confidence(self.logits(images))
 
     def _forward(self, images: Tensor) -> Tensor:
+        self.on_forward(len(images))
         return self.network(images.to(self.device).contiguous(memory_format=torch.channels_last))
 
     def in_chunks(self, work: Callable[[slice], T], total: int) -> list[T]:
