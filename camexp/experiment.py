@@ -7,19 +7,35 @@ from omegaconf import OmegaConf
 
 from camexp.config import CONFIGS
 from camexp.errors import CamexpError
+from camexp.methods import FAMILIES
 
 NAMES = {
+    "cam": "CAM",
     "gradcam": "Grad-CAM",
     "gradcam_pp": "Grad-CAM++",
+    "xgradcam": "XGrad-CAM",
+    "layercam": "LayerCAM",
+    "hirescam": "HiResCAM",
+    "counterfactual_gradcam": "Counterfactual Grad-CAM",
     "igcam": "Integrated Grad-CAM",
+    "expected_gradcam": "Expected Grad-CAM (reconstruction)",
+    "smooth_gradcam_pp": "Smooth Grad-CAM++",
+    "ablationcam": "Ablation-CAM",
+    "scorecam": "Score-CAM",
     "sise": "SISE",
+    "ada_sise": "Ada-SISE",
+    "fullgrad": "FullGrad",
+    "gradient": "Gradient",
+    "smoothgrad": "SmoothGrad",
+    "integrated_gradients": "Integrated Gradients",
+    "deeplift": "DeepLIFT",
+    "guided_backprop": "Guided Backprop",
+    "guided_gradcam": "Guided Grad-CAM",
     "rise": "RISE",
+    "occlusion": "Occlusion",
+    "extremal_perturbation": "Extremal Perturbation",
 }
 """How the papers write methods; others are shown by their config's name."""
-
-
-CONTROLS = ("uniform", "random", "center", "fake_cam", "edges", "oracle")
-"""Methods that explain nothing; they stand in the tables as reference and take no part in the ranking."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,7 @@ class Column:
 
     @property
     def control(self) -> bool:
-        return self.method in CONTROLS
+        return self.method in FAMILIES["control"]
 
     @property
     def run_name(self) -> str:
@@ -65,7 +81,11 @@ class Experiment:
 
 def run_name(method: str, parameters: dict[str, Any]) -> str:
     """Name of a run's folder: "sise", or with parameters other than the default ones "sise-mu0.3"."""
-    return "-".join([method, *(f"{name}{value}" for name, value in parameters.items())])
+
+    def text(value: Any) -> str:
+        return "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return "-".join([method, *(f"{name}{text(value)}" for name, value in parameters.items())])
 
 
 def label_of(method: str) -> str:

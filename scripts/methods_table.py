@@ -1,0 +1,72 @@
+"""Write docs/methods.md, the table of methods, from their docstrings and configs.
+
+python scripts/methods_table.py [--check]
+"""
+
+import argparse
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from camexp.config import CONFIGS
+from camexp.experiment import label_of
+from camexp.methods import FAMILIES
+
+PAGE = CONFIGS.parent / "docs" / "methods.md"
+
+HEAD = """# Methods
+
+Made by `python scripts/methods_table.py` from the docstrings in `camexp/methods/`, where the formulas are. Each is run by
+`python -m camexp.run method=<name>`; its parameters are given as `method.<parameter>=<value>`.
+"""
+
+
+def row(name: str) -> str:
+    """One line of the table: name, source, cost, parameters with their defaults."""
+    config = OmegaConf.load(CONFIGS / "method" / f"{name}.yaml")
+    module_name, class_name = config["_target_"].rsplit(".", 1)
+    module = importlib.import_module(module_name)
+    source = inspect.getdoc(module).split("\n\n")[0].replace("\n", " ").rstrip(".")
+    text = " ".join(inspect.getdoc(getattr(module, class_name)).split())
+    found = re.search(r"Cost: (.*?)(?= Parameters -{3,}| Raises -{3,}|$)", text)
+    if found is None:
+        raise SystemExit(f"{module_name}: the docstring of {class_name} does not say `Cost: ...`")
+    values = OmegaConf.to_container(config)
+    parameters = ", ".join(f"`{k}={_shown(v)}`" for k, v in values.items() if k not in ("name", "_target_", "seed"))
+    cells = [f"`{name}`", label_of(name), source, found[1], parameters or "none"]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else str(value)
+
+
+def page() -> str:
+    """The whole of docs/methods.md."""
+    sections = [HEAD]
+    for family, names in FAMILIES.items():
+        lines = ["| config | name | source | cost | parameters |", "|---|---|---|---|---|", *map(row, names)]
+        sections.append(f"## {family[0].upper()}{family[1:]}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(sections)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether the page is current")
+    args = parser.parse_args()
+    if args.check:
+        current = PAGE.is_file() and PAGE.read_text() == page()
+        print(f"{PAGE.relative_to(Path.cwd()) if PAGE.is_relative_to(Path.cwd()) else PAGE}: ", end="")
+        print("current" if current else "out of date; run python scripts/methods_table.py")
+        return 0 if current else 1
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
