@@ -163,7 +163,7 @@ class Classifier:
             found: dict[str, Tensor] = {}
 
             def keep(name: str, output: Tensor) -> Tensor:
-                found[name] = output
+                found[name] = output.clone()  # what follows may change its input in place
                 return output
 
             with self._hooks(layers, keep):
@@ -194,7 +194,7 @@ class Classifier:
             if not found:
                 output = (output if rows is None else output[rows]).detach().requires_grad_()
             found[name] = output
-            return output
+            return output.clone()  # what follows may change its input in place
 
         with self._hooks(layers, keep), torch.enable_grad():
             logits = self._forward(images)
