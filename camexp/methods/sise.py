@@ -79,7 +79,8 @@ class SISE:
         def work(rows: slice) -> list[Tensor]:
             needed, chunk = pairs.chunk(rows)
             activations, logits = classifier.capture(images[needed], layers, chunk.image)
-            score = classifier.log_odds(logits, chunk.target).sum()
+            with torch.enable_grad():
+                score = classifier.log_odds(logits, chunk.target).sum()
             return [g.sum((2, 3)) for g in torch.autograd.grad(score, activations)]
 
         return [torch.cat(parts) for parts in zip(*classifier.in_chunks(work, len(pairs)), strict=True)]

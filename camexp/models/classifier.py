@@ -209,7 +209,8 @@ class Classifier:
         def work(rows: slice) -> tuple[Tensor, Tensor]:
             needed, chunk = pairs.chunk(rows)
             (activation,), logits = self.capture(images[needed], [layer], chunk.image)
-            score = logits.gather(1, chunk.target[:, None]).sum()
+            with torch.enable_grad():
+                score = logits.gather(1, chunk.target[:, None]).sum()
             (gradient,) = torch.autograd.grad(score, [activation])
             return activation.detach(), gradient
 

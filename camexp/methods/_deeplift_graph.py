@@ -1,0 +1,278 @@
+"""A network run on differences from a reference: the forward pass of DeepLIFT's two nonlinear rules.
+
+`network(Difference(...))` runs the network's own code. Every torch function that it calls on a Difference is
+looked up in `OPERATIONS` and carried out on the reference's value and on the difference, layer by layer. So a module that is
+used several times makes a separate operation each time, nothing is hooked or replaced, and nothing has to be undone.
+
+The difference of an output is, with all multipliers held constant, a *linear* function of the difference of the
+input. Its derivative, which autograd gives, is the product of the multipliers along all paths: DeepLIFT's chain rule.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from camexp.errors import CamexpError
+
+NEGLIGIBLE = 1e-6
+"""A change of less than this share of the value is taken for rounding."""
+
+Secant = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""secant(x, change, slack) of a function f: f(x + change) - f(x), written as multiplier * change with a constant
+multiplier; what is not above `slack` is rounding."""
+
+
+class Difference:
+    """What a layer puts out for P images: its value for the reference, and how they differ from it.
+
+    Attributes
+    ----------
+    reference: (1,...), the value for the reference.
+    parts: one or two (P,...), whose sum is the difference. One: the difference itself, for the Rescale rule.
+        Two: its positive and its negative part, for RevealCancel.
+    """
+
+    def __init__(self, reference: Tensor, parts: tuple[Tensor, ...]):
+        self.reference = reference
+        self.parts = parts
+
+    @classmethod
+    def of_images(cls, reference: Tensor, difference: Tensor, separate: bool) -> "Difference":
+        """The network's input; `separate` the positive from the negative values."""
+        return cls(reference, (difference.clamp(min=0), difference.clamp(max=0)) if separate else (difference,))
+
+    @property
+    def total(self) -> Tensor:
+        """The difference (P,...)."""
+        return self.parts[0] if len(self.parts) == 1 else self.parts[0] + self.parts[1]
+
+    # ------------------------------------------------------------------------------------------ the rules
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> "Difference":
+        """A linear function without negative weights: of the reference and of every part."""
+        return Difference(function(self.reference), tuple(function(part) for part in self.parts))
+
+    def weighted(self, function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> "Difference":
+        """The Linear rule for `function(x, weight, bias)` with many inputs (section 3.5.1).
+
+        D_y = W D,   D_y+ = sum_i [w_i D_i > 0] w_i D_i = (W D + |W| |D|) / 2,   D_y- = (W D - |W| |D|) / 2
+
+        |D| is D times its constant sign, which is 0 where D's parts cancel, as they do in a unit that is off
+        for image and reference: such a unit passes half of its weight to each part, as the paper has it.
+        """
+        reference, total = function(self.reference, weight, bias), function(self.total, weight, None)
+        if len(self.parts) == 1:
+            return Difference(reference, (total,))
+        magnitude = function(self.total * self._sign(), weight.abs(), None)
+        slack = NEGLIGIBLE * magnitude.detach()
+        return Difference(reference, tuple(settle((total + m) / 2, slack) for m in (magnitude, -magnitude)))
+
+    @torch.no_grad()
+    def _scale(self) -> Tensor:
+        """Sum of the parts' absolute values (P,...): sums of parts are exact up to a share of it."""
+        return self.parts[0].abs() if len(self.parts) == 1 else self.parts[0].abs() + self.parts[1].abs()
+
+    @torch.no_grad()
+    def _sign(self) -> Tensor:
+        """-1, 0 or 1 (P,...), the sign of the difference; what is left when two parts cancel is rounding."""
+        return settle(self.total, NEGLIGIBLE * self._scale()).sign()
+
+    def scaled(self, reference: Tensor, scale: Tensor) -> "Difference":
+        """Every value times its own constant, which swaps the parts where it is negative."""
+        swapped = zip(self.parts, reversed(self.parts), strict=True)
+        return Difference(reference, tuple(scale * torch.where(scale > 0, part, other) for part, other in swapped))
+
+    def nonlinear(self, reference: Tensor, secant: Secant) -> "Difference":
+        """The Rescale rule (section 3.5.2) for one part, the RevealCancel rule (section 3.5.3) for two.
+
+        Rescale:       D_y  = f(x0 + D) - f(x0)
+        RevealCancel:  D_y+ = 1/2 [ f(x0 + D+) - f(x0) ] + 1/2 [ f(x0 + D- + D+) - f(x0 + D-) ],   D_y- likewise
+        """
+        x = self.reference
+        slack = NEGLIGIBLE * (x.abs() + self._scale())
+        if len(self.parts) == 1:
+            return Difference(reference, (secant(x, self.parts[0], slack),))
+        plus, minus = self.parts
+        with torch.no_grad():
+            raised, lowered = settle(x + plus, slack), settle(x + minus, slack)
+        return Difference(
+            reference,
+            (
+                (secant(x, plus, slack) + secant(lowered, plus, slack)) / 2,
+                (secant(x, minus, slack) + secant(raised, minus, slack)) / 2,
+            ),
+        )
+
+    # --------------------------------------------------------------------------- what networks call on tensors
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> "Difference":
+        if function not in OPERATIONS:
+            raise unsupported(getattr(function, "__name__", str(function)))
+        return OPERATIONS[function](*args, **(kwargs or {}))
+
+    def __getattr__(self, name: str) -> Any:
+        raise unsupported(name)
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def __add__(self, other: "Difference | Tensor | float") -> "Difference":
+        if not isinstance(other, Difference):
+            return Difference(self.reference + other, self.parts)
+        parts = tuple(mine + its for mine, its in zip(self.parts, other.parts, strict=True))
+        return Difference(self.reference + other.reference, parts)
+
+    def _refuse(self, *operands: object) -> "Difference":
+        raise unsupported("subtraction, multiplication, division or indexing")
+
+    __radd__ = __add__
+    __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __matmul__ = __neg__ = __getitem__ = _refuse
+
+    def dim(self) -> int:
+        return self.reference.dim()
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> "Difference":
+        return self.each(lambda x: x.flatten(start_dim, end_dim))
+
+
+def unsupported(name: str) -> CamexpError:
+    known = sorted({function.__name__ for function in OPERATIONS})
+    return CamexpError(
+        f"deeplift has no rule for {name}, which the network uses; it has rules for addition and {', '.join(known)} "
+        "(method.rule=linear works for every network)"
+    )
+
+
+def settle(values: Tensor, slack: Tensor) -> Tensor:
+    """The values, but exactly 0 where that is within the slack; derivatives stay.
+
+    Units that are off, and parts that nothing contributes to, must not differ by rounding.
+    """
+    return values - values.detach().where(values.abs() <= slack, 0.0)
+
+
+# ----------------------------------------------------------------------------------------------- secants
+
+
+def multiplier(rise: Tensor, change: Tensor, slack: Tensor, slope: Tensor | float) -> Tensor:
+    """rise / change, or the slope where the change is negligible, as the paper advises."""
+    usable = change.abs() > slack
+    return torch.where(usable, rise / change.where(usable, 1.0), slope)
+
+
+def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
+    """Of a function of single values."""
+
+    def secant(x: Tensor, change: Tensor, slack: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = x.detach().requires_grad_()
+            start = function(point)
+            (slope,) = torch.autograd.grad(start.sum(), point)
+        with torch.no_grad():
+            m = multiplier(function(settle(x + change, slack)) - start, change, slack, slope)
+        return m * change
+
+    return secant
+
+
+def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
+    """Of max-pooling, `pool(x)` = (maxima, their flat positions in the plane).
+
+    The rise of a window's maximum is the work of the input that holds the larger of the two maxima, before or after:
+    it has itself risen, or fallen, at least as much, so that its multiplier is in [0,1]. Of several such, as in a
+    constant reference, or among units that are all off, it is the one that holds the other maximum too.
+    """
+
+    def at(values: Tensor, positions: Tensor) -> Tensor:
+        return values.flatten(2).gather(2, positions.flatten(2)).view_as(positions)
+
+    def secant(x: Tensor, change: Tensor, slack: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = x.expand_as(change)
+            y = settle(x + change, slack)
+            (before, first), (after, second), (slack, _) = pool(x), pool(y), pool(slack)
+            rises = (after > before) & (at(y, first) < after - slack)
+            stays = (after <= before) & (at(x, second) >= before - slack)
+            winner = torch.where(rises | stays, second, first)
+        moved = at(change, winner)  # (P, K, h, w)
+        with torch.no_grad():
+            m = multiplier(after - before, moved, slack, 1.0)
+        return m * moved
+
+    return secant
+
+
+# -------------------------------------------------------------------------------------------- operations
+
+
+def conv2d(input: Difference, weight: Tensor, bias: Tensor | None = None, *args: Any, **kwargs: Any) -> Difference:
+    return input.weighted(lambda x, w, b: F.conv2d(x, w, b, *args, **kwargs), weight, bias)
+
+
+def linear(input: Difference, weight: Tensor, bias: Tensor | None = None) -> Difference:
+    return input.weighted(F.linear, weight, bias)
+
+
+def batch_norm(
+    input: Difference,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Difference:
+    """With constant statistics: the same as folding it into the convolution before it."""
+    if running_mean is None or running_var is None or training:
+        raise unsupported("batch_norm with the statistics of the batch")
+    scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
+    reference = F.batch_norm(input.reference, running_mean, running_var, weight, bias, eps=eps)
+    return input.scaled(reference, scale.view(-1, *[1] * (input.dim() - 2)))
+
+
+def max_pool2d(input: Difference, *args: Any, return_indices: bool = False, **kwargs: Any) -> Difference:
+    secant = max_pool_secant(lambda x: F.max_pool2d(x, *args, **kwargs, return_indices=True))
+    return input.nonlinear(F.max_pool2d(input.reference, *args, **kwargs), secant)
+
+
+def dropout(input: Difference, p: float = 0.5, training: bool = True, inplace: bool = False) -> Difference:
+    if training:
+        raise unsupported("dropout in training mode")
+    return input
+
+
+def add(one: Any, other: Any) -> Difference:
+    return one + other if isinstance(one, Difference) else other + one
+
+
+def elementwise(function: Callable[..., Tensor]) -> Callable[..., Difference]:
+    def operation(input: Difference, *args: Any, inplace: bool = False, **kwargs: Any) -> Difference:
+        def apply(x: Tensor) -> Tensor:
+            return function(x, *args, **kwargs)
+
+        return input.nonlinear(apply(input.reference), elementwise_secant(apply))
+
+    return operation
+
+
+def without_weights(function: Callable[..., Tensor]) -> Callable[..., Difference]:
+    return lambda input, *args, **kwargs: input.each(lambda x: function(x, *args, **kwargs))
+
+
+OPERATIONS: dict[Any, Callable[..., Difference]] = {
+    torch.conv2d: conv2d,
+    F.linear: linear,
+    F.batch_norm: batch_norm,
+    torch.max_pool2d: max_pool2d,
+    F.max_pool2d: max_pool2d,  # what nn.MaxPool2d dispatches on depends on the version of torch
+    F.dropout: dropout,
+    torch.add: add,
+    torch.Tensor.add: add,
+}
+OPERATIONS |= {f: elementwise(f) for f in (F.relu, torch.relu, F.leaky_relu, torch.sigmoid, torch.tanh)}
+OPERATIONS |= {f: without_weights(f) for f in (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)}

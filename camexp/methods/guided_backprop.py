@@ -1,0 +1,74 @@
+"""Guided backpropagation (Springenberg et al., ICLR Workshop 2015, arXiv 1412.6806, figure 1)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from camexp.errors import CamexpError
+from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce
+from camexp.models.classifier import Classifier
+from camexp.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class GuidedBackprop:
+    """The gradient of the class's logit, with a stricter rule for the backward pass of every ReLU.
+
+        R^l = (f^l > 0) (R^{l+1} > 0) R^{l+1}
+
+    f^l is a ReLU's input and R^{l+1} what comes back to its output: only where both are positive does anything
+    pass. The map is the largest |R^0| over the colour channels, as for the vanilla gradient.
+
+    Cost: one forward and one backward per pair.
+
+    Parameters
+    ----------
+    reduce: "max" or "sum_abs", as for the vanilla gradient.
+
+    Raises
+    ------
+    CamexpError: for another reduction, and for a network without `nn.ReLU` modules (ReLUs that a network calls
+        as functions cannot be guided).
+    """
+
+    reduce: str = "max"
+
+    def __post_init__(self) -> None:
+        check_reduce("guided_backprop", self.reduce, OF_GRADIENTS)
+
+    def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
+        return REDUCTIONS[self.reduce](guided_gradients(classifier, images, pairs))
+
+
+def guided_gradients(classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
+    """R^0 (P,3,H,W), signed."""
+    with guided_relus(classifier.network):
+        return classifier.input_gradients(images, pairs)
+
+
+@contextmanager
+def guided_relus(network: nn.Module) -> Iterator[None]:
+    """Let the ReLUs of a network pass back only positive gradients while the context lasts.
+
+    The hook hangs on the output of every single call, so that a module which a forward pass uses several
+    times, as the blocks of torchvision's ResNets do, is guided each time.
+    """
+
+    def guide(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(torch.relu)
+
+    relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
+    if not relus:
+        raise CamexpError(
+            f"guided backpropagation needs a network with nn.ReLU modules, {type(network).__name__} has none"
+        )
+    handles = [module.register_forward_hook(guide) for module in relus]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

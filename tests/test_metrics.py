@@ -1,0 +1,434 @@
+"""Metrics against hand-computed 4x4 cases, naive references and the mistakes that public code makes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_batch, make_classifier
+from torch import Tensor, nn
+
+from camexp.metrics import EBPG, METRICS, Bbox, Drop, Explained, Increase, MIoU
+from camexp.metrics.faithfulness import drop, increase, top_pixels
+from camexp.metrics.localization import bbox, ebpg, miou, scale, top_hits
+from camexp.pairs import Pairs
+
+MAP = torch.tensor([[[4.0, 3, 1, 0], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
+"""Sum 12, minimum 0; descending: 4 3 2 2 1 and eleven zeros."""
+
+MASK = torch.tensor([[[1, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]]]).bool()
+"""Four pixels: on the values 4, 1, 2 and 0."""
+
+
+def random_case(seed: int, levels: int | None, height: int = 6, width: int = 9) -> tuple[Tensor, Tensor]:
+    """Five maps, of `levels` different values where there shall be ties, and masks of different sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(5, height, width, generator=generator)
+    if levels is not None:
+        maps = torch.randint(levels, maps.shape, generator=generator).float() - 1
+    share = torch.linspace(0.1, 0.9, 5)[:, None, None]
+    return maps, torch.rand(maps.shape, generator=generator) < share
+
+
+# ------------------------------------------------------------------------------------------- naive references
+
+
+def naive_scale(values: np.ndarray, scaling: str) -> np.ndarray:
+    if scaling == "clip":
+        return np.maximum(values, 0) if values.max() > 0 else np.ones_like(values)
+    if values.max() == values.min():
+        return np.ones_like(values)
+    return (values - values.min()) / (values.max() - values.min())
+
+
+def naive_ebpg(values: np.ndarray, mask: np.ndarray, scaling: str) -> float:
+    inside = total = 0.0
+    scaled = naive_scale(values, scaling)
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            total += scaled[y, x]
+            inside += scaled[y, x] if mask[y, x] else 0.0
+    return inside / total
+
+
+def naive_hits(values: np.ndarray, mask: np.ndarray, count: int, ties: str) -> float:
+    """Pixels of the mask among the `count` largest: fill places by value, sharing or filling the last ones."""
+    flat, truth = values.ravel().tolist(), mask.ravel().tolist()
+    hits, left = 0.0, count
+    for value in sorted(set(flat), reverse=True):
+        group = [position for position, other in enumerate(flat) if other == value]
+        if len(group) <= left:
+            hits += sum(truth[position] for position in group)
+        elif ties == "stable":
+            hits += sum(truth[position] for position in group[:left])
+        else:
+            hits += left * sum(truth[position] for position in group) / len(group)
+        left = max(0, left - len(group))
+    return hits
+
+
+def naive_bbox(values: np.ndarray, mask: np.ndarray, ties: str) -> float:
+    return naive_hits(values, mask, int(mask.sum()), ties) / mask.sum()
+
+
+def naive_miou(values: np.ndarray, mask: np.ndarray, share: float, ties: str) -> float:
+    count = int(share * values.size)
+    hits = naive_hits(values, mask, count, ties)
+    return hits / (count + mask.sum() - hits)
+
+
+def naive_top(values: np.ndarray, share: float, rule: str) -> np.ndarray:
+    count = int(share * values.size)
+    flat = values.ravel().tolist()
+    if rule == "strict":
+        return values > sorted(flat, reverse=True)[count]
+    order = sorted(range(len(flat)), key=lambda position: (-flat[position], position))
+    kept = np.zeros(values.size, dtype=bool)
+    kept[order[:count]] = True
+    return kept.reshape(values.shape)
+
+
+def each(reference: Callable[..., float], maps: Tensor, masks: Tensor, *args: object) -> Tensor:
+    """The reference's value for each pair, (P,)."""
+    arrays = zip(maps.double().numpy(), masks.numpy(), strict=True)
+    return torch.tensor([reference(m, g, *args) for m, g in arrays], dtype=torch.float64)
+
+
+with_and_without_ties = pytest.mark.parametrize("levels", [None, 4, 2])
+
+
+# ------------------------------------------------------------------------------------------------------- EBPG
+
+
+def test_ebpg_by_hand() -> None:
+    # the minimum is 0, so scaling divides out: (4 + 1 + 2 + 0) / 12
+    assert ebpg(MAP, MASK).item() == pytest.approx(7 / 12)
+
+
+def test_ebpg_depends_on_the_scaling() -> None:
+    # min-max of MAP - 1: as MAP, 7 / 12; clipped at 0: 3, 2 and twice 1 remain, of them 3 + 1 in the mask
+    assert ebpg(MAP - 1, MASK, "minmax").item() == pytest.approx(7 / 12)
+    assert ebpg(MAP - 1, MASK, "clip").item() == pytest.approx(4 / 7)
+    # MAP + 1: clipping does not take the minimum away: (7 + 4) / (12 + 16)
+    assert ebpg(MAP + 1, MASK, "minmax").item() == pytest.approx(7 / 12)
+    assert ebpg(MAP + 1, MASK, "clip").item() == pytest.approx(11 / 28)
+
+
+@with_and_without_ties
+@pytest.mark.parametrize("scaling", ["minmax", "clip"])
+def test_ebpg_equals_naive_reference(levels: int | None, scaling: str) -> None:
+    maps, masks = random_case(0, levels)
+    assert torch.allclose(ebpg(maps, masks, scaling), each(naive_ebpg, maps, masks, scaling), atol=1e-6)
+
+
+def test_scale_of_maps_that_cannot_be_scaled_is_ones() -> None:
+    assert scale(torch.full((1, 2, 2), 3.0)).eq(1).all()
+    assert scale(torch.full((1, 2, 2), 0.0), "clip").eq(1).all()
+    assert scale(-MAP - 1, "clip").eq(1).all()
+
+
+def test_scale_is_per_map() -> None:
+    scaled = scale(torch.cat([MAP, 10 * MAP - 5]))
+    assert scaled.amin((1, 2)).tolist() == [0, 0]
+    assert scaled.amax((1, 2)).tolist() == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------- Bbox
+
+
+def test_bbox_by_hand() -> None:
+    # N = 4: the top pixels are 4, 3, 2, 2; of the mask's, 4 and one 2 are among them
+    assert bbox(MAP, MASK).item() == pytest.approx(2 / 4)
+
+
+def test_bbox_shares_the_last_places_of_equal_values() -> None:
+    mask = MASK.clone()
+    mask[0, 1, 0] = False
+    # N = 3: places for 4, 3 and one of two 2s, neither in the mask: hit is the 4
+    assert bbox(MAP, mask).item() == pytest.approx(1 / 3)
+    mask[0, 1, 0], mask[0, 0, 2] = True, False
+    # N = 3, the mask on 4, the left 2 and a 0: of one place for two 2s each expects 1/2; "stable" gives it to the left
+    assert bbox(MAP, mask).item() == pytest.approx(1.5 / 3)
+    assert bbox(MAP, mask, "stable").item() == pytest.approx(2 / 3)
+
+
+@with_and_without_ties
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+def test_bbox_equals_naive_reference(levels: int | None, ties: str) -> None:
+    maps, masks = random_case(1, levels)
+    assert torch.allclose(bbox(maps, masks, ties), each(naive_bbox, maps, masks, ties))
+
+
+def test_expected_ties_are_the_mean_over_random_orders() -> None:
+    maps, masks = random_case(2, 3, height=4, width=5)
+    generator = torch.Generator().manual_seed(0)
+    trials = [bbox(maps + 1e-3 * torch.rand(maps.shape, generator=generator), masks) for _ in range(2000)]
+    assert torch.allclose(torch.stack(trials).mean(0), bbox(maps, masks), atol=0.01)
+
+
+# ------------------------------------------------------------------------------------------------------- mIoU
+
+
+def test_miou_by_hand() -> None:
+    # int(0.2 * 16) = 3 top pixels: 4, 3 and one of two 2s, of which one is in the mask: 1 + 1/2 hits
+    assert miou(MAP, MASK).item() == pytest.approx(1.5 / (3 + 4 - 1.5))
+    # from the top left: the left 2, in the mask: 2 hits
+    assert miou(MAP, MASK, ties="stable").item() == pytest.approx(2 / (3 + 4 - 2))
+    # int(0.3 * 16) = 4 pixels: 4, 3, 2, 2: 2 hits
+    assert miou(MAP, MASK, share=0.3).item() == pytest.approx(2 / (4 + 4 - 2))
+
+
+@with_and_without_ties
+@pytest.mark.parametrize("ties", ["expected", "stable"])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+def test_miou_equals_naive_reference(levels: int | None, ties: str, share: float) -> None:
+    maps, masks = random_case(3, levels)
+    assert torch.allclose(miou(maps, masks, share, ties), each(naive_miou, maps, masks, share, ties))
+
+
+# -------------------------------------------------------------------------------------- top pixels, Drop, Increase
+
+
+def test_top_pixels_by_hand() -> None:
+    # int(0.15 * 16) = 2, and the value at rank 2 (from 0) is 2: strictly above it are 4 and 3
+    assert top_pixels(MAP).nonzero()[:, 1:].tolist() == [[0, 0], [0, 1]]
+    # int(0.2 * 16) = 3, and the value at rank 3 is the other 2: the ties fall out, 4 and 3 stay
+    assert top_pixels(MAP, 0.2).nonzero()[:, 1:].tolist() == [[0, 0], [0, 1]]
+    # exactly 3: the left of the 2s stays
+    assert top_pixels(MAP, 0.2, "exact").nonzero()[:, 1:].tolist() == [[0, 0], [0, 1], [1, 0]]
+
+
+def test_strict_keeps_only_positive_pixels_of_a_sparse_map() -> None:
+    # int(0.5 * 16) = 8, and the value at rank 8 is 0
+    assert torch.equal(top_pixels(MAP, 0.5), MAP > 0)
+    assert top_pixels(MAP, 0.5, "exact").sum() == 8
+
+
+def test_a_constant_map_keeps_nothing_or_the_first_pixels() -> None:
+    assert not top_pixels(torch.ones(1, 4, 4)).any()
+    assert top_pixels(torch.ones(1, 4, 4), rule="exact").nonzero()[:, 1:].tolist() == [[0, 0], [0, 1]]
+
+
+@with_and_without_ties
+@pytest.mark.parametrize("rule", ["strict", "exact"])
+@pytest.mark.parametrize("share", [0.01, 0.15, 0.6])
+def test_top_pixels_equal_naive_reference(levels: int | None, rule: str, share: float) -> None:
+    maps, _ = random_case(4, levels)
+    expected = np.stack([naive_top(values, share, rule) for values in maps.numpy()])
+    assert np.array_equal(top_pixels(maps, share, rule).numpy(), expected)
+
+
+def test_rules_agree_without_ties() -> None:
+    maps, _ = random_case(5, None)
+    assert torch.equal(top_pixels(maps, 0.15, "strict"), top_pixels(maps, 0.15, "exact"))
+
+
+def test_drop_and_increase_by_hand() -> None:
+    before = torch.tensor([0.8, 0.5, 0.2, 0.4])
+    after = torch.tensor([0.2, 0.5, 0.9, 0.0])
+    # relative to the original score: 0.6 / 0.8, and not 0.6
+    assert drop(before, after).tolist() == pytest.approx([0.75, 0, 0, 1])
+    assert increase(before, after).tolist() == [0, 0, 1, 0]  # equal is no increase
+
+
+def test_a_confidence_of_zero_is_defined() -> None:
+    zero = torch.zeros(2)
+    after = torch.tensor([0.0, 0.3])
+    assert drop(zero, after).tolist() == [0, 0]
+    assert increase(zero, after).tolist() == [0, 1]
+
+
+def test_tiny_confidences_do_not_overflow() -> None:
+    before = torch.tensor([1e-45, 1e-38])
+    assert drop(before, torch.zeros(2)).tolist() == [1, 1]
+    assert drop(before, torch.ones(2)).tolist() == [0, 0]
+
+
+# --------------------------------------------------------------------------------------------------- defined values
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -2.0])
+@pytest.mark.parametrize("scaling", ["minmax", "clip"])
+def test_a_constant_map_scores_the_area(value: float, scaling: str) -> None:
+    maps = torch.full((1, 4, 4), value)
+    assert ebpg(maps, MASK, scaling).item() == pytest.approx(4 / 16)
+    assert bbox(maps, MASK).item() == pytest.approx(4 / 16)
+    # 3 places, a quarter of each in the mask
+    assert miou(maps, MASK).item() == pytest.approx(0.75 / (3 + 4 - 0.75))
+
+
+def test_an_empty_mask_scores_zero() -> None:
+    empty = torch.zeros_like(MASK)
+    for metric in (ebpg, bbox, miou):
+        assert metric(MAP, empty).tolist() == [0]
+
+
+def test_a_full_mask_scores_everything() -> None:
+    full = torch.ones_like(MASK)
+    assert ebpg(MAP, full).item() == 1
+    assert bbox(MAP, full).item() == 1
+    assert miou(MAP, full).item() == pytest.approx(3 / 16)
+
+
+def test_the_mask_itself_scores_one() -> None:
+    _, masks = random_case(6, None)
+    assert ebpg(masks.float(), masks).eq(1).all()
+    assert bbox(masks.float(), masks).eq(1).all()
+    area = masks.sum((1, 2))
+    count = int(0.2 * masks[0].numel())
+    best = torch.minimum(area, torch.tensor(count)) / torch.maximum(area, torch.tensor(count))
+    assert miou(masks.float(), masks).allclose(best.double())
+
+
+def test_uniform_and_random_maps_score_the_area_share() -> None:
+    _, masks = random_case(7, None, 60, 80)
+    area = masks.double().mean((1, 2))
+    assert ebpg(torch.ones(masks.shape), masks).allclose(area)
+    noise = torch.rand(masks.shape, generator=torch.Generator().manual_seed(0))
+    assert ebpg(noise, masks).allclose(area, atol=0.02)
+    assert bbox(noise, masks).allclose(area, atol=0.03)
+
+
+@pytest.mark.parametrize("metric", [ebpg, bbox, miou])
+def test_x_and_y_are_not_swapped(metric: Callable[[Tensor, Tensor], Tensor]) -> None:
+    # energy in the upper right, the object a bar along the top: transposed it would be a bar along the left
+    maps = torch.zeros(1, 4, 6)
+    maps[0, :2, 3:] = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
+    mask = torch.zeros(1, 4, 6, dtype=torch.bool)
+    mask[0, :2, 2:] = True
+    square, bar = maps[:, :, 2:], mask[:, :, 2:]
+    assert metric(maps, mask) > 0.4
+    assert metric(square, bar) > metric(square, bar.mT) > 0
+    # both transposed is the same question
+    assert metric(maps.mT, mask.mT).allclose(metric(maps, mask))
+
+
+@with_and_without_ties
+def test_pairs_together_equal_one_by_one(levels: int | None) -> None:
+    maps, masks = random_case(8, levels)
+    for metric in (ebpg, bbox, miou):
+        alone = torch.cat([metric(maps[p : p + 1], masks[p : p + 1]) for p in range(len(maps))])
+        assert torch.equal(metric(maps, masks), alone)
+
+
+def test_ranking_metrics_depend_only_on_the_ranking() -> None:
+    maps, masks = random_case(9, None)
+    for metric in (bbox, miou):
+        assert torch.equal(metric(maps, masks), metric(maps.exp() * 3 - 7, masks))
+
+
+def test_no_pairs_give_no_values() -> None:
+    for metric in (ebpg, bbox, miou):
+        assert metric(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4, dtype=torch.bool)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ebpg(MAP, MASK, "softmax"), "scaling must be minmax or clip, not 'softmax'"),
+        (lambda: bbox(MAP, MASK, "first"), "ties must be expected or stable, not 'first'"),
+        (lambda: top_hits(MAP, MASK, torch.tensor([1]), "first"), "ties must be"),
+        (lambda: top_pixels(MAP, 0.15, "loose"), "rule must be strict or exact, not 'loose'"),
+    ],
+)
+def test_unknown_options_are_named(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# ------------------------------------------------------------------------------------------------- as components
+
+
+def bright_network() -> nn.Module:
+    """Softmax confidence of class 0 = sigmoid(sum of the red channel - 1)."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    with torch.no_grad():
+        network[1].weight.zero_()
+        network[1].weight[0, :16] = 1.0
+        network[1].bias.copy_(torch.tensor([-1.0, 0.0]))
+    return network
+
+
+def hand_explained(image: Tensor, fill: Tensor | None = None) -> Explained:
+    """MAP as the explanation of class 0 in an image of one red channel (4,4)."""
+    classifier = make_classifier(bright_network(), layers={"cam": "0"}, fill=fill)
+    images = torch.stack([image, torch.zeros(4, 4), torch.zeros(4, 4)])[None]
+    pairs = Pairs(torch.tensor([0]), torch.tensor([0]), ("image0",), MASK)
+    return Explained(classifier, images, pairs, MAP, classifier.scores(images)[:, 0])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + float(np.exp(-x)))
+
+
+def test_drop_component_by_hand() -> None:
+    # every pixel 0.25: the sum is 4 before; the two top pixels are kept: 0.5 after
+    explained = hand_explained(torch.full((4, 4), 0.25))
+    before, after = sigmoid(3), sigmoid(-0.5)
+    assert explained.confidence.item() == pytest.approx(before)
+    assert Drop()(explained).item() == pytest.approx((before - after) / before)
+    assert Increase()(explained).item() == 0
+
+
+def test_increase_component_by_hand() -> None:
+    # negative everywhere but at the top pixels: masking raises the sum from 2 - 14 * 0.25 to 2
+    image = torch.full((4, 4), -0.25)
+    image[0, :2] = 1
+    explained = hand_explained(image)
+    assert Increase()(explained).item() == 1
+    assert Drop()(explained).item() == 0
+
+
+def test_masked_out_pixels_take_the_fill() -> None:
+    # the 14 other pixels become 0.1: 2 * 0.25 + 14 * 0.1
+    explained = hand_explained(torch.full((4, 4), 0.25), fill=torch.full((3, 1, 1), 0.1))
+    assert explained.confidence_after(0.15, "strict").item() == pytest.approx(sigmoid(0.5 + 1.4 - 1))
+
+
+@pytest.mark.parametrize("rule", ["strict", "exact"])
+@pytest.mark.parametrize("forward_batch", [1, 2, 32])
+def test_confidence_after_equals_naive_reference(rule: str, forward_batch: int) -> None:
+    images, pairs = make_batch(height=12, width=20)
+    classifier = make_classifier(forward_batch=forward_batch)
+    maps = torch.randn(len(pairs), 12, 20, generator=torch.Generator().manual_seed(5))
+    explained = Explained(classifier, images, pairs, maps, torch.zeros(len(pairs)))
+    expected = []
+    for p, (image, _, target) in enumerate(pairs):
+        kept = torch.from_numpy(naive_top(maps[p].numpy(), 0.15, rule))
+        expected.append(classifier.network((images[image] * kept)[None]).softmax(1)[0, target])
+    assert torch.allclose(explained.confidence_after(0.15, rule), torch.stack(expected), atol=1e-6)
+
+
+def test_drop_and_increase_share_one_masked_pass() -> None:
+    explained = hand_explained(torch.full((4, 4), 0.25))
+    runs: list[int] = []
+    explained.classifier.network.register_forward_hook(lambda *_: runs.append(1))
+    for metric in (Drop(), Increase(), Drop()):
+        metric(explained)
+    assert len(runs) == 1
+    Drop(share=0.3)(explained)
+    assert len(runs) == 2
+
+
+def test_components_pass_their_parameters_on() -> None:
+    explained = hand_explained(torch.full((4, 4), 0.25))
+    assert EBPG("clip")(explained).equal(ebpg(MAP, MASK, "clip"))
+    assert Bbox("stable")(explained).equal(bbox(MAP, MASK, "stable"))
+    assert MIoU(0.3, "stable")(explained).equal(miou(MAP, MASK, 0.3, "stable"))
+    # rank int(0.2 * 16) = 3: strict keeps two pixels of 0.25, exact three
+    assert explained.confidence_after(0.2, "strict").item() == pytest.approx(sigmoid(-0.5))
+    assert explained.confidence_after(0.2, "exact").item() == pytest.approx(sigmoid(-0.25))
+    assert Drop(0.2, "exact")(explained) < Drop(0.2, "strict")(explained)
+
+
+def test_ground_truth_metrics_need_masks() -> None:
+    explained = hand_explained(torch.ones(4, 4))
+    explained.pairs = Pairs(explained.pairs.image, explained.pairs.target, explained.pairs.image_ids)
+    with pytest.raises(ValueError, match="need pairs with masks"):
+        EBPG()(explained)
+
+
+def test_directions() -> None:
+    assert {name for name in ("ebpg", "bbox", "miou", "drop", "increase") if METRICS[name].higher_is_better} == {
+        "ebpg", "bbox", "miou", "increase",
+    }  # fmt: skip
