@@ -130,7 +130,11 @@ def identity(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
     for key in ("seed", "limit", "batch_size"):
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
-    return fields | {"weights_sha256": weights, "pairs_sha256": pairs_hash(dataset)}
+    return fields | {
+        "weights_sha256": weights,
+        "pairs_sha256": pairs_hash(dataset),
+        "annotations_sha256": dataset.annotations_sha256,
+    }
 
 
 def pairs_hash(dataset: Dataset) -> str:

@@ -11,7 +11,8 @@ import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
     """
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8")
-    complete = text[: text.rfind("\n") + 1]
+    content = path.read_bytes()
+    complete = content[: content.rfind(b"\n") + 1].decode("utf-8")  # a cut may fall inside a character
     if not complete:
         return []
     lines = list(csv.reader(io.StringIO(complete)))
@@ -67,14 +68,37 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
     return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
+@contextmanager
+def saying_when_full(path: Path) -> Iterator[None]:
+    """Turn the system's error for a full disk into one that says what is safe."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CamexpError(
+            f"the disk is full: cannot write {path}. Everything up to the batch before is safe; "
+            "free some space and give the same command again."
+        ) from error
+
+
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content, all or nothing."""
+    """Replace a file's content, all or nothing.
+
+    Raises
+    ------
+    CamexpError: when the disk is full; the old content stays.
+    """
     temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with saying_when_full(path), temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -142,7 +166,7 @@ class RunFolder:
         path = self.path / "run.json"
         try:
             return json.loads(path.read_text()) if path.exists() else {}
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no UTF-8
             raise CamexpError(f"{path} is not JSON ({error}); overwrite=true starts anew") from error
 
     def write_info(self, info: Mapping[str, Any]) -> None:
@@ -185,7 +209,7 @@ class RunFolder:
         ):
             text = to_csv(rows, columns, header=True)
             path = self.path / name
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
+            if not path.exists() or path.read_bytes() != text.encode("utf-8"):
                 write_atomically(path, text)
 
     def append(self, rows: list[Row], failures: Sequence[Failure], timing: Row) -> None:
@@ -211,18 +235,11 @@ class RunFolder:
     def _append(self, name: str, rows: list[Row], columns: Sequence[str]) -> None:
         if not rows:
             return
-        try:
-            with (self.path / name).open("a", encoding="utf-8", newline="") as file:
-                file.write(to_csv(rows, columns))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise CamexpError(
-                    f"the disk is full: cannot write {self.path / name}. Everything up to the batch before is "
-                    "safe; free some space and give the same command again."
-                ) from error
-            raise
+        path = self.path / name
+        with saying_when_full(path), path.open("a", encoding="utf-8", newline="") as file:
+            file.write(to_csv(rows, columns))
+            file.flush()
+            os.fsync(file.fileno())
 
     def finish(self) -> None:
         """Bring the rows into the order of the batches (it differs only after a retry)."""

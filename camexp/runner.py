@@ -19,6 +19,7 @@ from tqdm import tqdm
 import camexp
 from camexp import config
 from camexp.datasets.base import Dataset, Failure
+from camexp.errors import CamexpError
 from camexp.loading import load_batches
 from camexp.methods.base import Method
 from camexp.metrics import Explained, Metric
@@ -71,6 +72,8 @@ class _Run:
 
     def execute(self) -> Outcome:
         size = self.cfg.batch_size
+        if size < 1:
+            raise CamexpError(f"batch_size must be at least 1, not {size}")
         batches = [range(i, min(i + size, len(self.dataset))) for i in range(0, len(self.dataset), size)]
         keys = [[key for index in batch for key in self._keys(index)] for batch in batches]
         todo = self.folder.prepare(keys, self.dataset.failures, self.cfg.retry)
@@ -93,7 +96,8 @@ class _Run:
 
     def _explain_batches(self, batches: list[range], numbers: list[int], pairs: int) -> None:
         preprocess = config.make_preprocess(self.cfg)
-        loaded = load_batches(self.dataset, preprocess, batches, self.cfg.workers)
+        with_pairs = [[index for index in batch if self.dataset.targets[index]] for batch in batches]
+        loaded = load_batches(self.dataset, preprocess, with_pairs, self.cfg.workers)
         label = f"{self.cfg.dataset.name} {self.cfg.model.name} {self.cfg.method.name}"
         with tqdm(total=pairs, desc=label, unit="pair", dynamic_ncols=True) as progress:
             self.classifier.on_forward = _forward_counter(progress)
@@ -201,9 +205,9 @@ class _Run:
         """Explain single random pairs, batch 1, synchronised, after warm-up; one timing row per trial."""
         written = {(row["image_id"], row["class_id"]) for row in self.folder.rows}
         candidates = [
-            (index, position)
+            (index, target)
             for index in range(len(self.dataset))
-            for position, key in enumerate(self._keys(index))
+            for target, key in zip(self.dataset.targets[index], self._keys(index), strict=True)
             if key in written
         ]
         if not missing or not candidates:
@@ -216,8 +220,9 @@ class _Run:
         loaded = load_batches(self.dataset, preprocess, batches, workers=0)
         label = f"{self.cfg.dataset.name} {self.cfg.model.name} {self.cfg.method.name} runtime"
         steps = zip(loaded, warm_up + wanted, strict=True)
-        for step, (fed, (_, position)) in enumerate(tqdm(steps, total=len(batches), desc=label, leave=False)):
+        for step, (fed, (_, target)) in enumerate(tqdm(steps, total=len(batches), desc=label, leave=False)):
             images, pairs = self._stack(fed)
+            position = fed[0].sample.targets.index(target)  # among the pairs that could be read
             _, pair = pairs.chunk(slice(position, position + 1))
             started = self._clock()
             self.method(self.classifier, images, pair)

@@ -59,12 +59,14 @@ class Dataset(ABC):
     classes: class names; a class's index is the network's output.
     image_ids: (N,) all images of the split in evaluation order, those without pairs too.
     targets: (N,) tuples of `Target`.
+    annotations_sha256: of the ground truth's source; a run is not resumed on another one.
     failures: what was found broken while the annotations were read.
     """
 
     classes: tuple[str, ...]
     image_ids: tuple[str, ...]
     targets: tuple[tuple[Target, ...], ...]
+    annotations_sha256: str = ""
     failures: tuple[Failure, ...] = ()
 
     def __len__(self) -> int:

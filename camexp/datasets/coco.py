@@ -5,8 +5,8 @@ Images without annotations have no pairs.
 """
 
 import contextlib
+import hashlib
 import io
-import json
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,11 @@ class COCO(Dataset):
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.annotations = Annotations(str(path))
-        except (json.JSONDecodeError, AssertionError, KeyError) as error:
+            if not self.annotations.imgs or not self.annotations.cats:
+                raise ValueError("it lists no images or no categories")
+        except (ValueError, AssertionError, KeyError, TypeError) as error:
             raise CamexpError(f"{path} is not a COCO annotation file: {error!r}") from error
+        self.annotations_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         categories = sorted(self.annotations.cats)
         self.classes = tuple(self.annotations.cats[c]["name"] for c in categories)
         self._class_of = {category: index for index, category in enumerate(categories)}
@@ -76,10 +79,20 @@ class COCO(Dataset):
         if (image["width"], image["height"]) != (width, height):
             raise ValueError(f"the file has {width}x{height} pixels, the JSON says {image['width']}x{image['height']}")
         runs = [
-            self.annotations.annToRLE(annotation)
+            self._runs(annotation, width, height)
             for annotation in self.annotations.imgToAnns[image["id"]]
-            if self._class_of.get(annotation["category_id"]) == class_id and annotation["segmentation"]
+            if self._class_of.get(annotation["category_id"]) == class_id and annotation.get("segmentation")
         ]
         if not runs:
             raise ValueError("every annotation of the class has an empty segmentation")
         return rle.decode(rle.merge(runs)).astype(bool)
+
+    def _runs(self, annotation: dict, width: int, height: int) -> dict:
+        """The compressed run lengths of one annotation; raises ValueError when they do not fit the image."""
+        try:
+            runs = self.annotations.annToRLE(annotation)
+        except Exception as error:  # pycocotools raises bare exceptions
+            raise ValueError(f"annotation {annotation['id']}: {error}") from error
+        if list(runs["size"]) != [height, width]:
+            raise ValueError(f"annotation {annotation['id']} is of an image of {runs['size'][1]}x{runs['size'][0]}")
+        return runs

@@ -57,15 +57,19 @@ class Severstal(Dataset):
         self.folder = require(Path(root) / "train_images", "Severstal's images", hint)
         self.shape, self.crop = (height, width), crop
         self.classes = ("no defect", *(f"defect {i}" for i in range(1, n_defects + 1)))
+        self.annotations_sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         failures: list[Failure] = []
         self._masks = self._read_runs(path, n_defects, failures)
-        names = sorted(p.name for p in self.folder.glob("*.jpg"))
-        if not names:
+        present = {p.name for p in self.folder.glob("*.jpg")}
+        if not present:
             raise CamexpError(f"no .jpg images in {self.folder.absolute()}\n{hint}")
+        names = sorted(present | set(self._masks))  # missing sheets with defects fail when they are loaded
         chosen = split_by_hash(names, split, test_share, split_seed)
+        broken = {f.image_id for f in failures}  # what they show is unknown
         crops = [
             (name, x, label)
             for name in chosen
+            if name not in broken
             for x in range(0, width - crop + 1, stride)
             if (label := self._label(name, x, min_pixels)) is not None and (label or with_normal)
         ]
@@ -75,6 +79,12 @@ class Severstal(Dataset):
         self.targets = tuple((Target(label),) if label else () for label in self.labels)
         kept = set(chosen)
         self.failures = tuple(f for f in failures if f.image_id in kept)
+
+    def limit(self, count: int) -> None:
+        """Keep only the first `count` crops; failures are of whole sheets and stay."""
+        failures = self.failures
+        super().limit(count)
+        self.failures = failures
 
     def _read_runs(self, path: Path, n_defects: int, failures: list[Failure]) -> dict[str, dict[int, np.ndarray]]:
         table = pd.read_csv(path, dtype={"ImageId": str, "EncodedPixels": str})

@@ -4,6 +4,7 @@ Ground truth of a pair is the union of the class's boxes, difficult ones include
 difficult is skipped (or kept and marked, with `difficult="keep"`). Boxes are 1-based and inclusive.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,6 +69,7 @@ class VOC(Dataset):
         self.classes = tuple(classes)
         failures: list[Failure] = []
         self.boxes = [self._read_boxes(image_id, failures) for image_id in self.image_ids]
+        self.annotations_sha256 = hashlib.sha256(repr(self.boxes).encode()).hexdigest()
         self.targets = tuple(self._targets(boxes, difficult) for boxes in self.boxes)
         self.failures = tuple(failures)
 

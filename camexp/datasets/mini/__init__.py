@@ -15,6 +15,7 @@ from camexp.datasets.mini.things import THINGS
 from camexp.datasets.mini.write import write_coco, write_steel, write_voc
 from camexp.datasets.severstal import Severstal
 from camexp.datasets.voc import VOC
+from camexp.errors import CamexpError
 
 RECIPE = 1
 """Version of the scenes; a change that alters a pixel raises it, and the data are made anew."""
@@ -31,6 +32,8 @@ def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
     stamp = folder / "recipe.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
         return folder
+    if folder.exists() and not stamp.exists():
+        raise CamexpError(f"{folder.absolute()} holds no recipe.json, so camexp did not make it; pass dataset.root=")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         made = Path(temporary) / folder.name
