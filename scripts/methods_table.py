@@ -20,8 +20,8 @@ PAGE = CONFIGS.parent / "docs" / "methods.md"
 
 HEAD = """# Methods
 
-Made by `python scripts/methods_table.py` from the docstrings in `camexp/methods/`, where the formulas are. Each is run by
-`python -m camexp.run method=<name>`; its parameters are given as `method.<parameter>=<value>`.
+Made by `python scripts/methods_table.py` from the docstrings in `camexp/methods/`, where the formulas are. Each is
+run by `python -m camexp.run method=<name>`; its parameters are given as `method.<parameter>=<value>`.
 """
 
 

@@ -257,6 +257,28 @@ def test_methods_work_where_the_caller_records_no_gradients(module: str) -> None
         torch.testing.assert_close(method(make_classifier(), images, pairs), expected)
 
 
+class Bypassed(nn.Module):
+    """A layer in a branch beside a skip connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.branch, self.head = nn.Conv2d(3, 3, 1), nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head((self.branch(images).relu() + images).mean((2, 3)))
+
+
+@pytest.mark.parametrize("order", [[2, 0, 1], [1, 0, 1, 2], [0, 0]])
+def test_layers_beside_a_skip_connection_are_captured_for_the_right_image(order: list[int]) -> None:
+    classifier = make_classifier(Bypassed(), layers={"cam": "branch"})
+    images, _ = make_batch()
+    rows = torch.tensor(order)
+    (activation,), logits = classifier.capture(images, ["branch"], rows)
+    torch.testing.assert_close(logits, classifier.network(images)[rows])
+    torch.testing.assert_close(activation, classifier.network.branch(images)[rows])
+
+
 class FunctionalInPlace(nn.Module):
     """Changes the output of its layer in place by a function, as DenseNet does."""
 

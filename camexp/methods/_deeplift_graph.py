@@ -1,8 +1,9 @@
 """A network run on differences from a reference: the forward pass of DeepLIFT's two nonlinear rules.
 
 `network(Difference(...))` runs the network's own code. Every torch function that it calls on a Difference is
-looked up in `OPERATIONS` and carried out on the reference's value and on the difference, layer by layer. So a module that is
-used several times makes a separate operation each time, nothing is hooked or replaced, and nothing has to be undone.
+looked up in `OPERATIONS` and carried out on the reference's value and on the difference, layer by layer. So a module
+that is used several times makes a separate operation each time, nothing is hooked or replaced, and nothing has to be
+undone.
 
 The difference of an output is, with all multipliers held constant, a *linear* function of the difference of the
 input. Its derivative, which autograd gives, is the product of the multipliers along all paths: DeepLIFT's chain rule.
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from camexp.errors import CamexpError
 from camexp.methods._deeplift_secants import NEGLIGIBLE, Secant, elementwise_secant, max_pool_secant, settle
+
 
 class Difference:
     """What a layer puts out for P images: its value for the reference, and how they differ from it.

@@ -100,7 +100,7 @@ def tail_behind(
     def tail(rows: Tensor) -> Tensor:
         nonlocal inserted
         inserted = rows
-        return classifier._forward(image)
+        return classifier.forward(image)
 
     with _answering({**modules, classifier.network.get_submodule(layer): lambda: inserted}):
         yield activation, logits, tail
@@ -123,8 +123,8 @@ def _record(classifier: Classifier, image: Tensor, layer: str) -> tuple[dict[str
             outputs[name] = output.clone()
         return output
 
-    with classifier._hooks([name for name, _ in classifier.network.named_modules() if name], keep):
-        logits = classifier._forward(image)
+    with classifier.hooks([name for name, _ in classifier.network.named_modules() if name], keep):
+        logits = classifier.forward(image)
     return {name: output for name, output in outputs.items() if calls[name] == 1 or name == layer}, logits
 
 

@@ -22,8 +22,9 @@ class DeepLIFT:
         C_i = m_i D_i,   D = I - I',   sum_i C_i = y_c(I) - y_c(I')          (summation-to-delta, eq. 1)
         M = sum_k C_k,   k = colour channel
 
-    I' is the fed value of a masked-out pixel, `classifier.fill`. The multipliers m_i obey a chain rule (eq. 3) like
-    derivatives: m_i = sum_j m_{i,j} m_j over the neurons j that i feeds. x0 is a neuron's input for I', D its difference.
+    I' is the fed value of a masked-out pixel, `classifier.fill`. The multipliers m_i obey a chain rule like
+    derivatives (eq. 3): m_i = sum_j m_{i,j} m_j over the neurons j that i feeds. Below, x0 is a neuron's input for I'
+    and D its difference.
 
     Affine layers (convolution, linear layer, batch norm, average pooling, sums) always have the Linear rule,
     m = w. The rules differ at a nonlinearity f:
@@ -36,9 +37,10 @@ class DeepLIFT:
     - "linear": m = f'(x), the local gradient, so that M is gradient times (I - I'). A baseline beside the paper's two
       rules; summation-to-delta does not hold.
 
-    Where D is negligible, m is the local gradient. The paper has no rule for max-pooling with several moving
-    inputs; here the difference of the maximum goes to the input that holds the larger of both maxima (and the two
-    bracketed terms of RevealCancel are formed with f = max): see `_deeplift_graph`.
+    Where D is negligible, m is the local gradient. For max-pooling the difference of the maximum goes to the input
+    that holds the larger of both maxima, and RevealCancel's four terms are formed with f = max (see
+    `_deeplift_secants`). How sums of many inputs are parted for RevealCancel: see `Difference.weighted`; a batch norm
+    acts as if folded into the convolution before it.
 
     Cost: one forward and one backward per pair; for "rescale" every nonlinearity is evaluated twice, for "revealcancel"
     convolutions twice and nonlinearities four times. One forward of the reference per `forward_batch` pairs.

@@ -117,7 +117,7 @@ class ExtremalPerturbation:
                 perturbed = perturb(pyramid, masks)
                 if self.jitter and t % 2 == 1:
                     perturbed = perturbed.flip(3)
-                logits = classifier._forward(perturbed)
+                logits = classifier.forward(perturbed)
                 scores = logits if self.reward == "logit" else classifier.confidence(logits)
                 misfit = (masks - ideal_step(masks.detach(), ones)).square().mean((1, 2))  # R_a, (R,)
                 objective = scores.gather(1, target[:, None])[:, 0] - self.penalty * self.penalty_growth**t * misfit

@@ -1,4 +1,4 @@
-"""FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv 1905.00780, eq. 2, 5 and 7)."""
+"""FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv 1905.00780, sections 3 and 4)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,13 +23,13 @@ SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {
 class FullGrad:
     """The gradient of the logit times the input, and its gradients at every bias times the bias.
 
-        y_c(x) = sum( dy_c/dx * x ) + sum_b sum( dy_c/dz_b * b )             (exact for ReLU networks, eq. 2)
-        M = sum_k psi( dy_c/dx * x )_k + sum_b sum_k psi( dy_c/dz_b * b )_k                          (eq. 7)
+        y_c(x) = sum( dy_c/dx * x ) + sum_b sum( dy_c/dz_b * b )         (complete: exact for ReLU networks)
+        M = sum_k psi( dy_c/dx * x )_k + sum_b sum_k psi( dy_c/dz_b * b )_k
 
     z_b is the output of a convolution or batch norm, b its bias, at every position of z_b; k a channel. Batch norm
     has the implicit bias beta - mean gamma / sqrt(var + eps). psi takes absolute values, scales them to [0,1] by
     minimum and maximum, and enlarges them bilinearly to the image. Biases of linear layers have no place in the
-    image and are left out of the map, as in the paper; eq. 2 needs them (see `full_gradients`).
+    image and are left out of the map, as in the paper; completeness needs them (see `full_gradients`).
 
     Cost: one forward and one backward per pair; the gradients at all outputs of convolutions and batch norms are
     in memory together.
@@ -37,7 +37,7 @@ class FullGrad:
     Parameters
     ----------
     scaling: extent of psi's minimum and maximum: "sample", all channels of one term together (the authors'
-        code), or "channel", each channel by itself (eq. 7 to the letter).
+        code), or "channel", each channel by itself (the formula to the letter).
 
     Raises
     ------
@@ -64,7 +64,7 @@ class FullGrad:
 
 
 def full_gradients(classifier: Classifier, images: Tensor, target: Tensor) -> list[Tensor]:
-    """Terms of eq. 2 for images (P,3,H,W) and classes (P,), in one pass.
+    """Terms of the complete sum for images (P,3,H,W) and classes (P,), in one pass.
 
     Returns
     -------
@@ -73,9 +73,8 @@ def full_gradients(classifier: Classifier, images: Tensor, target: Tensor) -> li
     operations are positively homogeneous.
     """
     inputs = images.detach().requires_grad_()
-    with biased_outputs(classifier.network) as found:
-        _, logits = classifier.capture(inputs, ())
-    score = logits.gather(1, target[:, None]).sum()
+    with biased_outputs(classifier.network) as found, torch.enable_grad():
+        score = classifier.forward(inputs).gather(1, target[:, None]).sum()
     outputs, biases = [output for output, _ in found], [bias for _, bias in found]
     gradient, *gradients = torch.autograd.grad(score, [inputs, *outputs], materialize_grads=True)
     terms = [g * b.view(-1, *[1] * (g.dim() - 2)) for g, b in zip(gradients, biases, strict=True)]

@@ -107,13 +107,14 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
-        return torch.cat(self.in_chunks(lambda rows: self._forward(images[rows]), len(images)))
+        return torch.cat(self.in_chunks(lambda rows: self.forward(images[rows]), len(images)))
 
     def scores(self, images: Tensor) -> Tensor:
         """Confidence Psi (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
         return self.confidence(self.logits(images))
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
         self.on_forward(len(images))
         return self.network(images.to(self.device).contiguous(memory_format=torch.channels_last))
 
@@ -140,7 +141,7 @@ class Classifier:
     # -------------------------------------------------------------------------- activations and gradients
 
     @contextmanager
-    def _hooks(self, layers: Sequence[str], keep: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
+    def hooks(self, layers: Sequence[str], keep: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
         """Pass the output of each layer through `keep(name, output)` while the context lasts."""
         self._require(layers)
         handles = [
@@ -166,8 +167,8 @@ class Classifier:
                 found[name] = output.clone()  # what follows may change its input in place
                 return output
 
-            with self._hooks(layers, keep):
-                self._forward(images[rows])
+            with self.hooks(layers, keep):
+                self.forward(images[rows])
             return [found[name] for name in layers]
 
         return [torch.cat(parts) for parts in zip(*self.in_chunks(work, len(images)), strict=True)]
@@ -176,7 +177,8 @@ class Classifier:
         """One forward pass with a graph that begins at the first of the layers.
 
         Before that layer nothing is recorded, so that a backward pass runs only through the tail; and there the
-        batch is re-indexed by `rows`, so that the head runs once per image and the tail once per pair.
+        batch is re-indexed by `rows`, so that the head runs once per image and the tail once per pair. (Behind a
+        layer that a skip connection bypasses the rows do not fit; then the head runs once per pair too.)
 
         Parameters
         ----------
@@ -188,6 +190,8 @@ class Classifier:
         -------
         Activations (P,K,h,w) of each layer, differentiable, and logits (P,C).
         """
+        if rows is not None and len(rows) == len(images):
+            images, rows = images[rows], None
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
@@ -196,8 +200,13 @@ class Classifier:
             found[name] = output
             return output.clone()  # what follows may change its input in place
 
-        with self._hooks(layers, keep), torch.enable_grad():
-            logits = self._forward(images)
+        try:
+            with self.hooks(layers, keep), torch.enable_grad():
+                logits = self.forward(images)
+        except RuntimeError as error:
+            if rows is None or _out_of_memory(error):
+                raise
+            return self.capture(images[rows], layers)
         return [found[name] for name in layers], logits
 
     def activations_and_gradients(self, images: Tensor, pairs: Pairs, layer: str) -> tuple[Tensor, Tensor]:
@@ -223,7 +232,7 @@ class Classifier:
         def work(rows: slice) -> Tensor:
             inputs = images[pairs.image[rows]].detach().requires_grad_()
             with torch.enable_grad():
-                score = self._forward(inputs).gather(1, pairs.target[rows][:, None]).sum()
+                score = self.forward(inputs).gather(1, pairs.target[rows][:, None]).sum()
             return torch.autograd.grad(score, inputs)[0]
 
         return torch.cat(self.in_chunks(work, len(pairs)))

@@ -1,0 +1,38 @@
+"""The documentation says what is there."""
+
+import importlib.util
+from types import ModuleType
+
+import pytest
+
+from camexp.config import CONFIGS
+from camexp.methods import FAMILIES
+
+ROOT = CONFIGS.parent
+
+
+def script(name: str) -> ModuleType:
+    """A module of scripts/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_method_belongs_to_one_family():
+    listed = [name for names in FAMILIES.values() for name in names]
+    assert sorted(listed) == sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+
+
+def test_page_of_methods_is_current():
+    table = script("methods_table")
+    assert table.PAGE.read_text() == table.page(), "run python scripts/methods_table.py"
+
+
+@pytest.mark.parametrize("group", ["dataset", "model"])
+def test_readme_names_every_choice(group):
+    readme = (ROOT / "README.md").read_text()
+    for path in (CONFIGS / group).glob("*.yaml"):
+        assert f"`{path.stem}`" in readme
