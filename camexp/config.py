@@ -18,6 +18,7 @@ from camexp.metrics import Metric
 from camexp.models import checkpoint
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
+from camexp.models.fold import fold_batch_norms
 from camexp.models.preprocess import Preprocess
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -85,6 +86,8 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
     network = build(cfg.model.architecture, num_classes, cfg.model.width)
     if path is not None:
         checkpoint.load(network, path)
+    if cfg.fold_batch_norms:
+        fold_batch_norms(network)
     if cfg.protocol.fill not in ("fed_zero", "black_pixel"):
         raise CamexpError(f"protocol.fill must be fed_zero or black_pixel, not {cfg.protocol.fill!r}")
     classifier = Classifier(

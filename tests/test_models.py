@@ -1,5 +1,6 @@
 """Building networks, loading checkpoints, and what a network is fed."""
 
+import copy
 import hashlib
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from camexp.datasets.base import Failure, Sample, Target
 from camexp.errors import CamexpError
 from camexp.models import checkpoint
 from camexp.models.build import ARCHITECTURES, build, fold_vgg_batch_norm, narrow
+from camexp.models.fold import fold_batch_norms
 from camexp.models.preprocess import NORMALISATIONS, Preprocess, feed
 
 LAYERS = {
@@ -435,3 +437,67 @@ def test_feeding_an_unreadable_sample() -> None:
     fed = feed(sample, Preprocess())
     assert fed.image is None
     assert fed.sample is sample
+
+
+# ------------------------------------------------------------------------------------------ folded batch norms
+
+
+def with_statistics(network: nn.Module) -> nn.Module:
+    """Random scales, shifts and running statistics in every batch norm."""
+    generator = torch.Generator().manual_seed(3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low in (
+                (module.weight, 0.5),
+                (module.bias, -0.5),
+                (module.running_mean, -0.5),
+                (module.running_var, 0.5),
+            ):
+                tensor.data = torch.rand(tensor.shape, generator=generator) + low
+    return network.eval()
+
+
+@pytest.mark.parametrize(("name", "norms"), [("resnet50", 53), ("resnet101", 104)])
+def test_folding_changes_neither_logits_nor_layers(name: str, norms: int) -> None:
+    torch.manual_seed(0)
+    plain = with_statistics(build(name, 5, 0.0625)).double()
+    folded = copy.deepcopy(plain)
+    assert fold_batch_norms(folded) == norms
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    outputs: list[Tensor] = []
+    for network in (plain, folded):
+        network.get_submodule("layer2.1.bn2").register_forward_hook(lambda m, args, output: outputs.append(output))
+    torch.testing.assert_close(folded(images), plain(images))
+    torch.testing.assert_close(outputs[0], outputs[1])
+
+
+def test_a_batch_norm_is_not_folded_where_the_convolution_has_another_use() -> None:
+    class TwoUses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            found = self.conv(images)
+            return (self.bn(found) + found).mean((2, 3))
+
+    network = with_statistics(TwoUses())
+    images = torch.randn(2, 3, 5, 5)
+    expected = network(images)
+    assert fold_batch_norms(network) == 0
+    torch.testing.assert_close(network(images), expected)
+
+
+def test_a_network_that_cannot_be_traced_is_left_alone() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.bn(self.conv(images)) if images.sum() > 0 else images
+
+    network = with_statistics(Branching())
+    assert fold_batch_norms(network) == 0
+    assert isinstance(network.bn, nn.BatchNorm2d)

@@ -5,6 +5,7 @@ import torchvision
 from torch import nn
 
 from camexp.errors import CamexpError
+from camexp.models.fold import fold_batch_norms
 
 ARCHITECTURES = ("vgg16", "resnet50", "resnet101")
 
@@ -65,14 +66,7 @@ def _scaled(channels: int, width: float) -> int:
 
 def fold_vgg_batch_norm(network: nn.Module) -> nn.Module:
     """A trained `vgg16_bn` as a plain `vgg16` with the same outputs: each batch norm folded into its convolution."""
+    fold_batch_norms(network.eval())
     assert isinstance(network.features, nn.Sequential)
-    folded: list[nn.Module] = []
-    for layer in network.features.eval():
-        if isinstance(layer, nn.BatchNorm2d):
-            convolution = folded[-1]
-            assert isinstance(convolution, nn.Conv2d)
-            folded[-1] = nn.utils.fuse_conv_bn_eval(convolution, layer)
-        else:
-            folded.append(layer)
-    network.features = nn.Sequential(*folded)
+    network.features = nn.Sequential(*(layer for layer in network.features if not isinstance(layer, nn.Identity)))
     return network
