@@ -85,7 +85,7 @@ def run_name(method: str, parameters: dict[str, Any]) -> str:
     def text(value: Any) -> str:
         return "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    return "-".join([method, *(f"{name}{text(value)}" for name, value in parameters.items())])
+    return "-".join([method, *(f"{name}{text(value)}" for name, value in sorted(parameters.items()))])
 
 
 def label_of(method: str) -> str:
