@@ -1,7 +1,5 @@
 """The loop over batches: load, explain, measure, append; and the runtime protocol's single-image trials."""
 
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -9,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-import torchvision
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from tqdm import tqdm
 
-import camexp
 from camexp import config
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
@@ -26,6 +21,7 @@ from camexp.metrics import Explained, Metric
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import Fed
 from camexp.pairs import Pairs
+from camexp.provenance import environment
 from camexp.records import Key, Row, RunFolder, number, write_atomically
 from camexp.seeding import numpy_generator
 
@@ -279,38 +275,3 @@ def _forward_counter(progress: tqdm) -> Callable[[int], None]:
             progress.set_postfix_str(f"{count} forwards")
 
     return tell
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and commit that a run was made with."""
-    is_gpu = device.type == "cuda"
-    return {
-        "camexp": camexp.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-        "device": torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine(),
-        "device_type": device.type,
-        "threads": torch.get_num_threads(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the package's checkout, with "+changes" when files differ; None outside of one."""
-    here = Path(camexp.__file__).parent
-    try:
-        describe = [
-            "git",
-            "-C",
-            str(here),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty=+changes",
-            "--exclude=*",
-        ]
-        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -1,0 +1,47 @@
+"""What a run was made with: versions, device and commit."""
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+import torchvision
+
+import camexp
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and commit that a run was made with."""
+    is_gpu = device.type == "cuda"
+    return {
+        "camexp": camexp.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "device": torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine(),
+        "device_type": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the package's checkout, with "+changes" when files differ; None outside of one."""
+    here = Path(camexp.__file__).parent
+    try:
+        describe = [
+            "git",
+            "-C",
+            str(here),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--dirty=+changes",
+            "--exclude=*",
+        ]
+        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
