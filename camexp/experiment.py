@@ -45,12 +45,14 @@ class Column:
     Attributes
     ----------
     published: the `variant` of the published cells that belong to the column.
+    seeds: one run for each; the table shows their mean.
     """
 
     method: str
     label: str
     overrides: tuple[tuple[str, Any], ...] = ()
     published: str = ""
+    seeds: tuple[int, ...] = (0,)
 
     @property
     def control(self) -> bool:
@@ -131,6 +133,7 @@ def _column(entry: dict[str, Any]) -> Column:
         label=entry.get("label", label_of(entry["method"])),
         overrides=overrides,
         published=entry.get("published", default if varies else ""),
+        seeds=tuple(entry.get("seeds", (0,))),
     )
 
 

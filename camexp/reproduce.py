@@ -14,19 +14,26 @@ from camexp.report.main import print_report
 from camexp.runner import execute
 
 
-def planned(experiments: list[Experiment]) -> list[tuple[str, str, Column]]:
-    """(dataset, model, column) of every run, each once, in the order of the tables."""
-    runs = [(e.dataset, model, column) for e in experiments for model, column in e.runs()]
-    unique = {(dataset, model, column.run_name): (dataset, model, column) for dataset, model, column in runs}
-    return list(unique.values())
+def planned(experiments: list[Experiment]) -> dict[str, list[str]]:
+    """The command line of every run by "dataset/model/name", each once, in the order of the tables."""
+    return {
+        f"{e.dataset}/{model}/{folder_name(column, seed)}": overrides_of(e.dataset, model, column, seed)
+        for e in experiments
+        for model, column in e.runs()
+        for seed in column.seeds
+    }
 
 
-def overrides_of(dataset: str, model: str, column: Column) -> list[str]:
+def folder_name(column: Column, seed: int = 0) -> str:
+    """Name of a run's folder; seeds other than 0 are told apart."""
+    return column.run_name if seed == 0 else f"{column.run_name}-seed{seed}"
+
+
+def overrides_of(dataset: str, model: str, column: Column, seed: int = 0) -> list[str]:
     """The command line of one run."""
+    choices = [f"dataset={dataset}", f"model={model}", f"method={column.method}", f"seed={seed}"]
     parameters = [f"method.{name}={value}" for name, value in column.overrides]
-    output = f"output=${{results_dir}}/{dataset}/{model}/{column.run_name}" if parameters else None
-    choices = [f"dataset={dataset}", f"model={model}", f"method={column.method}"]
-    return [*choices, *parameters, *([output] if output else [])]
+    return [*choices, *parameters, f"output=${{results_dir}}/{dataset}/{model}/{folder_name(column, seed)}"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,10 +49,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     runs = planned(experiments)
     status = 0
-    for position, (dataset, model, column) in enumerate(runs, 1):
-        name = f"[{position}/{len(runs)}] {dataset} {model} {column.run_name}"
+    for position, (run, overrides) in enumerate(runs.items(), 1):
+        name = f"[{position}/{len(runs)}] {run}"
         try:
-            outcome = execute(compose_config([*overrides_of(dataset, model, column), *args.options]))
+            outcome = execute(compose_config([*overrides, *args.options]))
         except CamexpError as error:
             print(f"{name}: skipped: {error}", file=sys.stderr)
             status = max(status, 2)

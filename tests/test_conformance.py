@@ -1,6 +1,7 @@
 """What every method, metric and config must keep: a file added under `configs/` is tested the day it is added."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -213,6 +214,22 @@ def fused(module: nn.Module, calls: float) -> Iterator[list[int]]:
         yield seen
     finally:
         del module.forward
+
+
+def tensors_alive() -> int:
+    gc.collect()
+    return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+
+@every_method
+def test_nothing_is_kept_from_call_to_call(name: str) -> None:
+    classifier, (images, pairs) = make_classifier(), make_batch(2, 12, 12)
+    method = method_named(name)
+    method(classifier, images, pairs)
+    before = tensors_alive()
+    for _ in range(3 if "iterations" in vars(method) else 50):
+        method(classifier, images, pairs)
+    assert tensors_alive() == before
 
 
 @every_method

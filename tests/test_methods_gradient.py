@@ -25,6 +25,7 @@ from camexp.methods.guided_backprop import GuidedBackprop, guided_gradients
 from camexp.methods.guided_gradcam import GuidedGradCAM
 from camexp.methods.integrated_gradients import IntegratedGradients
 from camexp.methods.occlusion import Occlusion
+from camexp.methods.smooth_mask import gaussian_blur
 from camexp.methods.smoothgrad import SmoothGrad
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
@@ -340,6 +341,19 @@ def test_fullgrad_enlarges_the_terms_of_deeper_layers() -> None:
 
 
 # -------------------------------------------------------------------------------------------------- axioms
+
+
+def test_integrated_gradients_from_a_blurred_baseline_are_complete() -> None:
+    classifier, (images, pairs) = make_classifier(), make_batch()
+    total = IntegratedGradients(steps=600, baseline="blur", reduce="sum")(classifier, images, pairs).sum((1, 2))
+    blurred = gaussian_blur(images, 0.1 * 16)
+    change = classifier.logits(images) - classifier.logits(blurred)
+    torch.testing.assert_close(total, change[pairs.image, pairs.target], rtol=2e-3, atol=2e-3)
+
+
+def test_integrated_gradients_of_an_unknown_baseline_are_refused() -> None:
+    with pytest.raises(CamexpError, match=r"method\.baseline of integrated_gradients must be one of fill, blur"):
+        IntegratedGradients(baseline="white")
 
 
 @pytest.mark.parametrize("rule", ["midpoint", "trapezoid"])

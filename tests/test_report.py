@@ -12,7 +12,7 @@ from camexp.config import CONFIGS, compose_config
 from camexp.errors import CamexpError
 from camexp.experiment import Column, Experiment, load_experiment, load_suite, run_name
 from camexp.records import PAIR_COLUMNS
-from camexp.report.main import PUBLISHED, print_report
+from camexp.report.main import PUBLISHED, print_report, runs_by_name
 from camexp.report.markdown import render
 from camexp.report.runs import find_runs
 from camexp.report.statistics import bootstrap_mean, macro_mean
@@ -47,8 +47,7 @@ def experiment_of(dataset: str, *columns: Column) -> Experiment:
 
 
 def cells_of(results: Path, experiment: Experiment) -> pd.DataFrame:
-    runs = {(r.info["dataset"], r.info["model"], r.path.name): r for r in find_runs(results)}
-    return build_cells(experiment, runs, read_published(PUBLISHED, experiment.published))
+    return build_cells(experiment, runs_by_name(results), read_published(PUBLISHED, experiment.published))
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -172,9 +171,28 @@ def test_every_run_of_an_experiment_composes(name):
 
 def test_suite_runs_each_run_once():
     runs = reproduce.planned(load_suite("mini"))
-    names = [(dataset, model, column.run_name) for dataset, model, column in runs]
-    assert len(names) == len(set(names))
-    assert ("minivoc", "resnet50", "sise-mu0.3") in names
+    assert runs["minivoc/resnet50/sise-mu0.3"][-2:] == [
+        "method.mu=0.3",
+        "output=${results_dir}/minivoc/resnet50/sise-mu0.3",
+    ]
+    outputs = [overrides[-1] for overrides in runs.values()]
+    assert len(outputs) == len(set(outputs))
+
+
+def test_runs_with_other_seeds_are_one_column_with_a_standard_error(tmp_path):
+    values = [0.5, 0.6, 0.7]
+    for seed, value in enumerate(values):
+        write_run(tmp_path / str(seed), "minivoc", "rise", [("a", 0, value), ("b", 0, value)])
+    experiment = experiment_of("minivoc", Column("rise", "RISE", seeds=(0, 1, 2)))
+    cells = cells_of(tmp_path, experiment)
+    cell = cells.iloc[0]
+    assert cell["value"] == pytest.approx(60.0)
+    assert cell["se_runs"] == pytest.approx(10.0 / 3**0.5)
+    assert (cell["runs"], cell["pairs"], cell["images"]) == (3, 2, 2)
+    assert "standard errors over runs: ResNet-50 RISE EBPG 5.77" in render(experiment, cells)
+    planned = reproduce.planned([experiment])
+    assert list(planned) == [f"minivoc/resnet50/rise{suffix}" for suffix in ("", "-seed1", "-seed2")]
+    assert "seed=2" in planned["minivoc/resnet50/rise-seed2"]
 
 
 # ------------------------------------------------------------------------------------------------- bad input
@@ -238,4 +256,4 @@ def test_reproduce_skips_what_cannot_run_with_a_reason(tmp_path, capsys, monkeyp
     monkeypatch.setattr(reproduce, "load_suite", lambda name: [only])
     status = reproduce.main(["any", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
     assert status == 2
-    assert "voc2007 resnet50 gradcam: skipped: VOC2007 not found" in capsys.readouterr().err
+    assert "voc2007/resnet50/gradcam: skipped: VOC2007 not found" in capsys.readouterr().err

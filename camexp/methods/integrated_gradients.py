@@ -8,6 +8,7 @@ from torch import Tensor
 
 from camexp.errors import CamexpError
 from camexp.methods.reduce import REDUCTIONS, check_reduce
+from camexp.methods.smooth_mask import gaussian_blur
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -28,6 +29,16 @@ RULES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 """Points alpha (m,) in [0,1] and weights (m,) with sum 1 that approximate the integral over the path."""
 
 
+BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "fill": lambda images, fill: fill.expand_as(images),
+    "blur": lambda images, fill: gaussian_blur(images, BLUR * min(images.shape[2:])),
+}
+"""I' (B,3,H,W) of images (B,3,H,W) and the fill (3,1,1), by the name that `method.baseline` gives."""
+
+BLUR = 0.1
+"""Standard deviation of the blurred baseline's kernel as a share of the shorter side."""
+
+
 @dataclass(frozen=True)
 class IntegratedGradients:
     """Gradients integrated along the straight path from a baseline I' to the image I.
@@ -35,8 +46,7 @@ class IntegratedGradients:
         IG(I) = (I - I') * integral_{a=0..1} dy_c / dI ( I' + a (I - I') ) da
               ~ (I - I') * sum_{t=1..m} w_t dy_c / dI ( I' + a_t (I - I') )
 
-    I' is the fed value of a masked-out pixel, `classifier.fill`: the zero of the fed tensor by default. The sum of
-    IG over all values is y_c(I) - y_c(I') (completeness), up to the error of the approximation.
+    The sum of IG over all values is y_c(I) - y_c(I') (completeness), up to the error of the approximation.
 
     Cost: m forwards and m backwards per pair. Memory does not grow with m.
 
@@ -45,24 +55,28 @@ class IntegratedGradients:
     steps: m, the number of gradients, for every rule.
     rule: where and with which weights: "midpoint", a_t = (t - 1/2) / m; "trapezoid", a_t = (t - 1) / (m - 1) with
         half the weight at both ends; "right", a_t = t / m, as the paper's eq. 3.
+    baseline: I', "fill", the fed value of a masked-out pixel (the zero of the fed tensor by default), or "blur", the
+        image under a Gaussian kernel.
     reduce: map of an attribution: "sum_abs", the sum over channels of |IG|; "abs_sum", |sum over channels|;
         "sum", signed; "max_abs", the largest |IG|.
 
     Raises
     ------
-    CamexpError: for another rule or reduction, steps < 1, or steps < 2 with "trapezoid".
+    CamexpError: for another rule, baseline or reduction, steps < 1, or steps < 2 with "trapezoid".
     """
 
     steps: int = 50
     rule: str = "midpoint"
+    baseline: str = "fill"
     reduce: str = "sum_abs"
 
     def __post_init__(self) -> None:
         check_reduce("integrated_gradients", self.reduce, REDUCES)
-        if self.rule not in RULES:
-            raise CamexpError(
-                f"method.rule of integrated_gradients must be one of {', '.join(RULES)}, not {self.rule!r}"
-            )
+        for name, value, allowed in (("rule", self.rule, [*RULES]), ("baseline", self.baseline, [*BASELINES])):
+            if value not in allowed:
+                raise CamexpError(
+                    f"method.{name} of integrated_gradients must be one of {', '.join(allowed)}, not {value!r}"
+                )
         fewest = 2 if self.rule == "trapezoid" else 1
         if self.steps < fewest:
             raise CamexpError(f"method.steps of integrated_gradients must be at least {fewest}, not {self.steps}")
@@ -72,12 +86,13 @@ class IntegratedGradients:
 
     def attributions(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         """IG (P,3,H,W); its sum is y_c(I) - y_c(I') for every pair."""
-        change = images - classifier.fill  # I - I', (B, 3, H, W)
+        baseline = BASELINES[self.baseline](images, classifier.fill)  # I', (B, 3, H, W)
+        change = images - baseline
         alphas, weights = (values.to(images).view(-1, 1, 1, 1, 1) for values in RULES[self.rule](self.steps))
         total = torch.zeros_like(images[pairs.image])
         at_once = max(1, classifier.forward_batch // len(pairs))
         for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
-            path = (classifier.fill + alpha * change).flatten(0, 1)  # (T * B, 3, H, W)
+            path = (baseline + alpha * change).flatten(0, 1)  # (T * B, 3, H, W)
             gradient = classifier.input_gradients(path, pairs.tile(len(alpha)))
             total += (weight * gradient.unflatten(0, (len(alpha), -1))).sum(0)  # (P, 3, H, W)
         return change[pairs.image] * total

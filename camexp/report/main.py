@@ -8,7 +8,7 @@ from camexp.config import CONFIGS
 from camexp.experiment import Column, Experiment, label_of, load_experiment, run_name
 from camexp.records import write_atomically
 from camexp.report.markdown import render
-from camexp.report.runs import Run, find_runs
+from camexp.report.runs import Run, combine, find_runs
 from camexp.report.table import build_cells, read_published
 
 PUBLISHED = CONFIGS.parent / "results" / "published"
@@ -22,7 +22,7 @@ def print_report(results: Path, experiments: list[Experiment] | None = None) -> 
     experiments: the tables; by default those of `configs/experiment/` that have a run, and for each data set
         one with the runs that are in none of them.
     """
-    runs = {(run.info["dataset"], run.info["model"], _name(run)): run for run in find_runs(results)}
+    runs = runs_by_name(results)
     chosen = _with_runs(runs) if experiments is None else experiments
     if not runs or not chosen:
         print(f"no runs in {results.absolute()}; make reproduce or python -m camexp.run makes some")
@@ -35,8 +35,13 @@ def print_report(results: Path, experiments: list[Experiment] | None = None) -> 
     print(f"tables: {results / 'tables'}")
 
 
-def _name(run: Run) -> str:
-    return run_name(run.info["method"], run.info["variant"])
+def runs_by_name(results: Path) -> dict[tuple[str, str, str], Run]:
+    """Every run by (dataset, model, name); those that differ only in their seed are one."""
+    found: dict[tuple[str, str, str], list[Run]] = {}
+    for run in find_runs(results):
+        name = run_name(run.info["method"], run.info["variant"])
+        found.setdefault((run.info["dataset"], run.info["model"], name), []).append(run)
+    return {key: combine(runs) for key, runs in found.items()}
 
 
 def _with_runs(runs: dict[tuple[str, str, str], Run]) -> list[Experiment]:

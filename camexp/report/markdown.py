@@ -88,6 +88,13 @@ def _notes(experiment: Experiment, cells: pd.DataFrame) -> str:
             "machine; intervals: bootstrap over trials."
         )
     notes += _per_run(run, "variant", "Other than the default parameters: {}.", str)
+    repeated = run[run["se_runs"].notna()] if len(run) else run
+    if len(repeated):
+        errors = [
+            f"{MODELS.get(m, m)} {c} {quantity(q).label} {se:.2f}"
+            for m, c, q, se in repeated[["model", "column", "metric", "se_runs"]].itertuples(index=False)
+        ]
+        notes.append(f"Means over runs with other seeds; standard errors over runs: {', '.join(errors)}.")
     notes += _per_run(run, "degenerate", "Constant maps (degenerate): {}.", lambda value: f"{value:g}")
     notes += _per_run(run, "failures", "Failed and not counted: {}.", lambda value: f"{value:g}")
     unfinished = sorted({f"{c.model} {c.column}" for c in run.itertuples() if not c.complete})

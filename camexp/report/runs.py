@@ -1,7 +1,7 @@
 """Runs as they lie on the disk: what they are, their rows and their single-image times."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +64,17 @@ def _read(path: Path) -> Run:
         raise CamexpError(f"{path / 'records.csv'}, line {line}: a metric is empty or not a number")
     trials = timing.loc[timing["kind"] == "trial", "explain_s"].to_numpy(float)
     return Run(path, info, rows, trials, len(failures))
+
+
+def combine(runs: list[Run]) -> Run:
+    """Runs that differ in their seed as one; the column `run` of its rows tells them apart."""
+    if len(runs) == 1:
+        return replace(runs[0], rows=runs[0].rows.assign(run=0))
+    rows = pd.concat([run.rows.assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
+    return Run(
+        path=runs[0].path,
+        info=runs[0].info | {"complete": all(run.info["complete"] for run in runs)},
+        rows=rows,
+        trials=np.concatenate([run.trials for run in runs]),
+        failures=sum(run.failures for run in runs),
+    )

@@ -95,13 +95,17 @@ def _cell(
     clusters = run.rows["image_id"].to_numpy() if metric != "runtime" else np.arange(len(values))
     estimate = bootstrap_mean(values * shown.scale, clusters)
     macro = macro_mean(values * shown.scale, run.rows["class_id"].to_numpy()) if metric != "runtime" else np.nan
+    runs = run.rows["run"].nunique()
+    means = run.rows.groupby("run")[metric].mean() * shown.scale if runs > 1 and metric in run.rows else None
     same_data = run.info["dataset"] == experiment.published.split("_")[-1] and run.info["complete"]
     return cell | {
         "value": estimate.mean,
         "low": estimate.low,
         "high": estimate.high,
         "macro": macro,
-        "pairs": len(values),
+        "runs": runs,
+        "se_runs": means.std(ddof=1) / np.sqrt(runs) if means is not None else np.nan,
+        "pairs": len(values) // runs,
         "images": len(np.unique(clusters)),
         "degenerate": int(run.rows["degenerate"].sum()),
         "failures": run.failures,
