@@ -254,6 +254,21 @@ def test_own_method_gets_its_row(tmp_path, capsys):
 def test_reproduce_skips_what_cannot_run_with_a_reason(tmp_path, capsys, monkeypatch):
     only = experiment_of("voc2007", Column("gradcam", "Grad-CAM"))
     monkeypatch.setattr(reproduce, "load_suite", lambda name: [only])
-    status = reproduce.main(["any", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
+    status = reproduce.main(["any", "--jobs=1", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
     assert status == 2
     assert "voc2007/resnet50/gradcam: skipped: VOC2007 not found" in capsys.readouterr().err
+
+
+def test_reproduce_in_processes_makes_what_one_process_makes(tmp_path, capsys, monkeypatch):
+    columns = (Column("gradcam", "Grad-CAM"), Column("random", "random"))
+    only = Experiment("test", "A table", "sise_runtime", "minivoc", ("resnet50",), ("ebpg", "runtime"), columns)
+    monkeypatch.setattr(reproduce, "load_suite", lambda name: [only])
+    options = [f"data_dir={tmp_path / 'data'}", "dataset.images=3", "model.checkpoint=random", "runtime.trials=1"]
+    for jobs in (1, 2):
+        assert reproduce.main(["any", f"--jobs={jobs}", *options, f"results_dir={tmp_path / str(jobs)}"]) == 0
+    assert "[2/2] minivoc/resnet50/" in capsys.readouterr().err
+    for method in ("gradcam", "random"):
+        one, two = (tmp_path / jobs / "minivoc" / "resnet50" / method for jobs in ("1", "2"))
+        first, second = (pd.read_csv(folder / "records.csv") for folder in (one, two))
+        pd.testing.assert_frame_equal(first, second, rtol=1e-3)
+        assert (pd.read_csv(two / "timing.csv")["kind"] == "trial").sum() == 1

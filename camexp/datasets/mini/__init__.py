@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from filelock import FileLock
+
 from camexp.datasets.coco import COCO
 from camexp.datasets.mini.things import THINGS
 from camexp.datasets.mini.write import write_coco, write_steel, write_voc
@@ -27,22 +29,26 @@ VOC_THINGS = COCO_THINGS[:8]
 def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
     """Make `folder` by `write(temporary folder)` unless it was made by the same `recipe`; returns it.
 
-    The folder appears complete or not at all: it is written beside its place and then renamed.
+    The folder appears complete or not at all: it is written beside its place and then renamed. Of several processes
+    that ask for it at once, one makes it and the others wait.
     """
-    stamp = folder / "recipe.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
-        return folder
-    if folder.exists() and not stamp.exists():
-        raise CamexpError(f"{folder.absolute()} holds no recipe.json, so camexp did not make it; pass dataset.root=")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        made = Path(temporary) / folder.name
-        made.mkdir()
-        write(made)
-        (made / "recipe.json").write_text(json.dumps(recipe))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(made, folder)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        stamp = folder / "recipe.json"
+        if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
+            return folder
+        if folder.exists() and not stamp.exists():
+            raise CamexpError(
+                f"{folder.absolute()} holds no recipe.json, so camexp did not make it; pass dataset.root="
+            )
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            made = Path(temporary) / folder.name
+            made.mkdir()
+            write(made)
+            (made / "recipe.json").write_text(json.dumps(recipe))
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(made, folder)
     return folder
 
 
