@@ -39,10 +39,10 @@ format: setup  ## bring the code into format
 
 train: setup  ## train the embedded checkpoints anew (about an hour on two cores)
 	$(RUN) scripts/train.py --dataset minivoc --model resnet50
-	$(RUN) scripts/train.py --dataset minivoc --model vgg16
-	$(RUN) scripts/train.py --dataset minicoco --model resnet50
-	$(RUN) scripts/train.py --dataset minicoco --model vgg16
-	$(RUN) scripts/train.py --dataset ministeel --model resnet101
+	$(RUN) scripts/train.py --dataset minivoc --model vgg16 --half-epochs 28 --full-epochs 5
+	$(RUN) scripts/train.py --dataset minicoco --model resnet50 --half-epochs 24 --full-epochs 8
+	$(RUN) scripts/train.py --dataset minicoco --model vgg16 --half-epochs 20 --full-epochs 4
+	$(RUN) scripts/train.py --dataset ministeel --model resnet101 --images 600 --half-epochs 4 --full-epochs 3
 
 clean:  ## delete the environment, caches, generated data and results (the published numbers stay)
 	rm -rf $(VENV) data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
