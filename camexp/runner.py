@@ -16,6 +16,7 @@ from camexp import config
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
 from camexp.loading import load_batches
+from camexp.memory import keep_freed_memory
 from camexp.methods.base import Method
 from camexp.metrics import Explained, Metric
 from camexp.models.classifier import Classifier
@@ -43,6 +44,7 @@ def execute(cfg: DictConfig) -> Outcome:
     ------
     CamexpError: for anything that the user can mend; rows that were finished stay.
     """
+    keep_freed_memory()
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)
     classifier, weights = config.make_classifier(cfg, len(dataset.classes))
