@@ -6,10 +6,10 @@ OPTIONS ?=
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint format train clean
+.PHONY: help setup reproduce report test lint format train clean data-voc2007 data-coco2014 data-severstal weights
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
 
 $(VENV)/.done: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "camexp needs Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
@@ -19,8 +19,8 @@ $(VENV)/.done: pyproject.toml $(CONSTRAINTS)
 
 setup: $(VENV)/.done  ## make the virtual environment and install (CONSTRAINTS= for the newest versions)
 
-reproduce: setup  ## run the suite that fills the papers' tables, and print them (SUITE=mini OPTIONS=)
-	@$(RUN) -m camexp.reproduce $(SUITE) $(OPTIONS)
+reproduce: setup  ## run the suite that fills the papers' tables, and print them (SUITE=mini DRY= OPTIONS=)
+	@$(RUN) -m camexp.reproduce $(SUITE) $(if $(DRY),--dry-run) $(OPTIONS)
 
 report: setup  ## print the tables again from the records alone
 	@$(RUN) scripts/report.py
@@ -44,7 +44,19 @@ train: setup  ## train the embedded checkpoints anew (about an hour on two cores
 	$(RUN) scripts/train.py --dataset minicoco --model vgg16 --half-epochs 20 --full-epochs 4
 	$(RUN) scripts/train.py --dataset ministeel --model resnet101 --images 600 --half-epochs 4 --full-epochs 3
 
-clean:  ## delete the environment, caches, generated data and results (the published numbers stay)
-	rm -rf $(VENV) data build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+data-voc2007: setup  ## fetch VOC 2007 into data/ (0.9 GB; OPTIONS=--dry-run shows what and from where)
+	@$(RUN) scripts/download.py voc2007 $(OPTIONS)
+
+data-coco2014: setup  ## fetch COCO 2014's validation images and annotations into data/ (6.9 GB)
+	@$(RUN) scripts/download.py coco2014 $(OPTIONS)
+
+data-severstal: setup  ## explain Kaggle's step for Severstal, and unpack it (OPTIONS="--from FILE")
+	@$(RUN) scripts/download.py severstal $(OPTIONS)
+
+weights: setup  ## fetch TorchRay's four checkpoints (CC BY-NC 4.0) into data/weights and convert them
+	@$(RUN) scripts/download.py weights $(OPTIONS)
+
+clean:  ## delete the environment, caches, generated data and results (fetched data and published numbers stay)
+	rm -rf $(VENV) data/minivoc data/minicoco data/ministeel build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find results -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
 	find . -name __pycache__ -prune -exec rm -rf {} +
