@@ -371,13 +371,14 @@ def test_shape_of_the_fed_image() -> None:
     assert image.shape == (3, 24, 32)
 
 
+@pytest.mark.parametrize("centring", ["model", "none"])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_black_is_what_a_black_pixel_becomes(normalisation: str) -> None:
-    preprocess = Preprocess(normalisation, size=4)
+def test_black_is_what_a_black_pixel_becomes(normalisation: str, centring: str) -> None:
+    preprocess = Preprocess(normalisation, size=4, centring=centring)
     fed = preprocess.image(Image.new("RGB", (6, 5)))
     assert preprocess.black().shape == (3, 1, 1)
     assert torch.allclose(preprocess.black().expand(3, 4, 4), fed)
-    assert bool(preprocess.black().any()) == (normalisation != "caffe_uncentred")
+    assert bool(preprocess.black().any()) == (centring == "model")
 
 
 def test_normalisations_by_hand() -> None:
@@ -386,14 +387,15 @@ def test_normalisations_by_hand() -> None:
     expected = [(0.2 - 0.485) / 0.229, (0.4 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert fed["imagenet"] == pytest.approx(expected, abs=1e-5)
     assert fed["caffe"] == pytest.approx([51 - 123.68, 102 - 116.779, 255 - 103.939], abs=1e-4)
-    assert fed["caffe_uncentred"] == pytest.approx([51, 102, 255])
+    uncentred = Preprocess("caffe", size=4, centring="none").image(image)[:, 0, 0]
+    assert uncentred.tolist() == pytest.approx([51, 102, 255])
 
 
 def test_images_and_masks_keep_their_axes() -> None:
     # the left third is white, in the image and in the mask
     pixels = np.zeros((40, 60, 3), dtype=np.uint8)
     pixels[:, :20] = 255
-    preprocess = Preprocess("caffe_uncentred", size=12)
+    preprocess = Preprocess("caffe", size=12, centring="none")
     fed = preprocess.image(Image.fromarray(pixels))
     mask = preprocess.masks([pixels[:, :, 0] > 0], 60, 40)[0]
     assert fed.dtype == torch.float32
@@ -405,13 +407,13 @@ def test_images_and_masks_keep_their_axes() -> None:
 def test_images_shrink_with_antialiasing() -> None:
     stripes = np.zeros((64, 64, 3), dtype=np.uint8)
     stripes[:, ::2] = 255
-    fed = Preprocess("caffe_uncentred", size=8).image(Image.fromarray(stripes))
+    fed = Preprocess("caffe", size=8, centring="none").image(Image.fromarray(stripes))
     assert fed.min() > 100  # without, columns of one colour would be picked
     assert fed.max() < 155
 
 
 def test_unknown_options_are_named() -> None:
-    with pytest.raises(CamexpError, match=r"unknown model.preprocess 'keras'; one of imagenet, caffe, caffe_uncentred"):
+    with pytest.raises(CamexpError, match=r"unknown model.preprocess 'keras'; one of imagenet, caffe"):
         Preprocess("keras")
     with pytest.raises(CamexpError, match=r"protocol.resize must be squash or shorter_side, not 'crop'"):
         Preprocess(resize="crop")
@@ -422,7 +424,7 @@ def test_feeding_a_sample() -> None:
     mask[:10] = True
     failure = Failure("image0", 4, "ground truth: broken")
     sample = Sample("image0", Image.new("RGB", (30, 20), (255, 255, 255)), (Target(3),), (mask,), (failure,))
-    fed = feed(sample, Preprocess("caffe_uncentred", size=6))
+    fed = feed(sample, Preprocess("caffe", size=6, centring="none"))
     assert fed.image is not None
     assert fed.image.shape == (3, 6, 6)
     assert fed.image.eq(255).all()

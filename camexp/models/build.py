@@ -1,45 +1,58 @@
-"""Networks of the papers: torchvision's VGG16, ResNet-50 and ResNet-101, at full or scaled-down width."""
+"""Networks of the papers: torchvision's VGG16, ResNet-50 and ResNet-101 or Caffe's, at full or scaled-down width."""
 
 import torch
 import torchvision
 from torch import nn
 
 from camexp.errors import CamexpError
+from camexp.models.caffe import CAFFE_STYLE
 from camexp.models.fold import fold_batch_norms
 
 ARCHITECTURES = ("vgg16", "resnet50", "resnet101")
 
 
-def build(architecture: str, num_classes: int, width: float = 1.0) -> nn.Module:
+def build(architecture: str, num_classes: int, width: float = 1.0, head: int | None = None) -> nn.Module:
     """A network with random weights, in evaluation mode.
 
     Parameters
     ----------
-    architecture: "vgg16", "resnet50" or "resnet101", as torchvision builds it ("vgg16_bn" for training).
+    architecture: "vgg16", "resnet50" or "resnet101", as torchvision builds it ("vgg16_bn" for training), or
+        "vgg16_caffe" or "resnet50_caffe" (`camexp.models.caffe`).
     num_classes: number of outputs.
     width: factor on every channel count; the topology, and with it the maps' sizes, stay those of width 1.
+    head: units of VGG16's hidden linear layers; scaled by `width` like the rest unless given.
 
     Raises
     ------
     CamexpError: for another name.
     """
-    if architecture not in (*ARCHITECTURES, "vgg16_bn"):
-        raise CamexpError(f"unknown model.architecture {architecture!r}; one of {', '.join(ARCHITECTURES)}")
-    if width == 1.0:
-        return torchvision.models.get_model(architecture, weights=None, num_classes=num_classes).eval()
+    known = (*ARCHITECTURES, *CAFFE_STYLE)
+    if architecture not in (*known, "vgg16_bn"):
+        raise CamexpError(f"unknown model.architecture {architecture!r}; one of {', '.join(known)}")
+    if width == 1.0 and head is None:
+        return _full(architecture, num_classes).eval()
     with torch.device("meta"):  # the topology only: every layer with weights is replaced
-        network = torchvision.models.get_model(architecture, weights=None, num_classes=num_classes)
-    narrow(network, width)
+        network = _full(architecture, num_classes)
+    narrow(network, width, head)
     return network.eval()
 
 
-def narrow(network: nn.Module, width: float) -> None:
+def _full(architecture: str, num_classes: int) -> nn.Module:
+    """The network at full width."""
+    name, change = CAFFE_STYLE.get(architecture, (architecture, None))
+    network = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if change is not None:
+        change(network)
+    return network
+
+
+def narrow(network: nn.Module, width: float, head: int | None = None) -> None:
     """Replace every convolution, batch norm and linear layer by one with `width` times the channels.
 
-    The input's three channels and the last layer's outputs are kept.
+    The input's three channels and the last layer's outputs are kept; hidden linear layers get `head` units if given.
     """
     layers = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
-    last = layers[-1][1]
+    last, hidden = layers[-1][1], None
     for name, layer in layers:
         narrowed: nn.Module
         if isinstance(layer, nn.Conv2d):
@@ -55,8 +68,10 @@ def narrow(network: nn.Module, width: float) -> None:
         elif isinstance(layer, nn.BatchNorm2d):
             narrowed = nn.BatchNorm2d(_scaled(layer.num_features, width))
         else:
-            outputs = layer.out_features if layer is last else _scaled(layer.out_features, width)
-            narrowed = nn.Linear(_scaled(layer.in_features, width), outputs)
+            inputs = hidden or _scaled(layer.in_features, width)
+            hidden = head
+            outputs = layer.out_features if layer is last else hidden or _scaled(layer.out_features, width)
+            narrowed = nn.Linear(inputs, outputs)
         network.set_submodule(name, narrowed)
 
 

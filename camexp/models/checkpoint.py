@@ -1,7 +1,7 @@
 """Checkpoints: read without executing code, matched key by key, identified by SHA-256."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,15 @@ from camexp.errors import CamexpError
 
 EMBEDDED = Path(__file__).parent / "weights"
 
+FOREIGN = ("classifier.4.weight", "bn1.1.weight")
+"""Keys that only TorchRay's files of VGG16 and ResNet-50 have."""
 
-def resolve(checkpoint: str | None, model: str, dataset: str) -> Path | None:
+
+def resolve(checkpoint: str | None, model: str, dataset: str, hint: str = "") -> Path | None:
     """The file that `model.checkpoint` means, or None for "random".
 
-    "embedded" is the small checkpoint of (dataset, model) that ships with the package.
+    "embedded" is the small checkpoint of (dataset, model) that ships with the package; `hint` is what the error for a
+    missing file advises.
 
     Raises
     ------
@@ -38,7 +42,8 @@ def resolve(checkpoint: str | None, model: str, dataset: str) -> Path | None:
         return path
     path = Path(checkpoint)
     if not path.is_file():
-        raise CamexpError(f"checkpoint not found: looked for {path.absolute()}")
+        advice = f"\n{hint}" if hint else ""
+        raise CamexpError(f"checkpoint not found: looked for {path.absolute()}{advice}")
     return path
 
 
@@ -70,6 +75,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
+def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """In which keys and shapes a state differs from the expected one; the counters of batch norms may be missing."""
+    problems = [
+        f"{key}: shape {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
+    problems += [f"{key}: missing in the file" for key in missing]
+    return problems + [f"{key}: not in the network" for key in state if key not in expected]
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """The first six problems and the count of the others, one per line."""
+    more = [f"and {len(problems) - 6} more"] if len(problems) > 6 else []
+    return "\n  ".join([*problems[:6], *more])
+
+
 def load(network: nn.Module, path: Path) -> None:
     """Load a checkpoint (any float type) into `network` as float32.
 
@@ -78,19 +101,12 @@ def load(network: nn.Module, path: Path) -> None:
     CamexpError: with the first missing, unexpected and misshapen keys when it does not fit.
     """
     state = read_state(path)
-    expected = network.state_dict()
-    optional = {key for key in expected if key.endswith("num_batches_tracked")}
-    problems = [
-        f"{key}: shape {tuple(state[key].shape)} in the file, {tuple(value.shape)} in the network"
-        for key, value in expected.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems += [f"{key}: missing in the file" for key in expected if key not in state and key not in optional]
-    problems += [f"{key}: not in the network" for key in state if key not in expected]
+    problems = mismatches(network.state_dict(), state)
     if problems:
-        shown = "\n  ".join(problems[:6])
-        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise CamexpError(f"the checkpoint {path.absolute()} does not fit the network:\n  {shown}{more}")
+        advice = (
+            "\nIt is one of TorchRay's: scripts/convert_checkpoint.py converts it." if set(FOREIGN) & set(state) else ""
+        )
+        raise CamexpError(f"the checkpoint {path.absolute()} does not fit the network:\n  {first_of(problems)}{advice}")
     floats = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     for key, value in floats.items():
         if not torch.isfinite(value).all():

@@ -1,0 +1,32 @@
+"""Convert one of TorchRay's checkpoints for `model.architecture=vgg16_caffe` or `resnet50_caffe`.
+
+python scripts/convert_checkpoint.py vgg16_voc-b050e8c3.pth.tar data/weights/voc2007_vgg16.safetensors
+
+`make weights` fetches and converts all four. Exit status: 0 done, 2 a mistake that the message explains.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from camexp.errors import CamexpError
+from camexp.models.convert import convert_torchray, provenance
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the file as TorchRay publishes it (.pth.tar)")
+    parser.add_argument("target", type=Path, help="the .safetensors file to write")
+    args = parser.parse_args(argv)
+    try:
+        convert_torchray(args.source, args.target)
+    except CamexpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    about = provenance(args.target)
+    print(f"{args.target}: {about['architecture']} from {about['source']} (SHA-256 {about['source_sha256']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
