@@ -1,17 +1,23 @@
 """Metrics against hand-computed 4x4 cases, naive references and the mistakes that public code makes."""
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_batch, make_classifier
 from torch import Tensor, nn
 
-from camexp.metrics import EBPG, METRICS, Bbox, Drop, Explained, Increase, MIoU
-from camexp.metrics.faithfulness import drop, increase, top_pixels
+from camexp.errors import CamexpError
+from camexp.metrics import EBPG, METRICS, AverageGain, Bbox, Drop, Explained, Increase, MIoU, Pointing
+from camexp.metrics.faithfulness import average_gain, drop, increase, top_pixels
 from camexp.metrics.localization import bbox, ebpg, miou, scale, top_hits
+from camexp.metrics.pointing import POINTS, maxima, pointing, row_gap
 from camexp.pairs import Pairs
+from camexp.report.subsets import difficult_subset, select
 
 MAP = torch.tensor([[[4.0, 3, 1, 0], [2, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]])
 """Sum 12, minimum 0; descending: 4 3 2 2 1 and eleven zeros."""
@@ -329,6 +335,7 @@ def test_no_pairs_give_no_values() -> None:
         (lambda: bbox(MAP, MASK, "first"), "ties must be expected or stable, not 'first'"),
         (lambda: top_hits(MAP, MASK, torch.tensor([1]), "first"), "ties must be"),
         (lambda: top_pixels(MAP, 0.15, "loose"), "rule must be strict or exact, not 'loose'"),
+        (lambda: pointing(MAP, MASK, torch.ones(1, 2), 15.0, "last"), "ties must be expected or first, not 'last'"),
     ],
 )
 def test_unknown_options_are_named(call: Callable[[], object], message: str) -> None:
@@ -349,12 +356,12 @@ def bright_network() -> nn.Module:
     return network
 
 
-def hand_explained(image: Tensor, fill: Tensor | None = None) -> Explained:
+def hand_explained(image: Tensor, fill: Tensor | None = None, sizes: Tensor | None = None) -> Explained:
     """MAP as the explanation of class 0 in an image of one red channel (4,4)."""
     classifier = make_classifier(bright_network(), layers={"cam": "0"}, fill=fill)
     images = torch.stack([image, torch.zeros(4, 4), torch.zeros(4, 4)])[None]
     pairs = Pairs(torch.tensor([0]), torch.tensor([0]), ("image0",), MASK)
-    return Explained(classifier, images, pairs, MAP, classifier.scores(images)[:, 0])
+    return Explained(classifier, images, pairs, MAP, classifier.scores(images)[:, 0], sizes)
 
 
 def sigmoid(x: float) -> float:
@@ -428,7 +435,216 @@ def test_ground_truth_metrics_need_masks() -> None:
         EBPG()(explained)
 
 
+def test_average_gain_component_by_hand() -> None:
+    image = torch.full((4, 4), -0.25)
+    image[0, :2] = 1
+    before, after = sigmoid(2 - 14 * 0.25 - 1), sigmoid(2 - 1)
+    assert AverageGain()(hand_explained(image)).item() == pytest.approx((after - before) / (1 - before))
+    assert AverageGain()(hand_explained(torch.full((4, 4), 0.25))).item() == 0
+
+
 def test_directions() -> None:
-    assert {name for name in ("ebpg", "bbox", "miou", "drop", "increase") if METRICS[name].higher_is_better} == {
-        "ebpg", "bbox", "miou", "increase",
-    }  # fmt: skip
+    assert [name for name, metric in METRICS.items() if not metric.higher_is_better] == ["drop"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: EBPG("softmax"), "metrics.ebpg.scaling must be minmax or clip, not 'softmax'"),
+        (lambda: Bbox("first"), "metrics.bbox.ties must be expected or stable, not 'first'"),
+        (lambda: MIoU(ties="first"), "metrics.miou.ties must be expected or stable, not 'first'"),
+        (lambda: MIoU(20), r"metrics.miou.share must be in \(0, 1\), not 20"),
+        (lambda: Drop(rule="loose"), "metrics.drop.rule must be strict or exact, not 'loose'"),
+        (lambda: Increase(0.0), r"metrics.increase.share must be in \(0, 1\), not 0.0"),
+        (lambda: AverageGain(1.5), r"metrics.average_gain.share must be in \(0, 1\), not 1.5"),
+        (lambda: Pointing(-1), "metrics.pointing.tolerance must be a number of pixels, 0 or more, not -1"),
+        (lambda: Pointing(math.nan), "metrics.pointing.tolerance must be a number of pixels, 0 or more, not nan"),
+        (lambda: Pointing(ties="stable"), "metrics.pointing.ties must be expected or first, not 'stable'"),
+    ],
+)
+def test_components_refuse_bad_parameters(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(CamexpError, match=message):
+        make()
+
+
+# ------------------------------------------------------------------------------------------------ average gain
+
+
+def test_average_gain_by_hand() -> None:
+    before = torch.tensor([0.2, 0.5, 0.9, 0.0, 1.0])
+    after = torch.tensor([0.6, 0.4, 1.0, 0.3, 1.0])
+    assert average_gain(before, after).tolist() == pytest.approx([0.5, 0, 1, 0.3, 0])
+
+
+def test_average_gain_stays_a_fraction_next_to_one() -> None:
+    before = torch.tensor([1 - 2**-24, 1 - 2**-24])
+    assert average_gain(before, torch.tensor([1.0, 0.5])).tolist() == [1, 0]
+
+
+def test_a_score_that_is_not_positive_has_no_drop() -> None:
+    # logits: a share of a negative score means nothing
+    assert drop(torch.tensor([-1.0, 0.0]), torch.tensor([-3.0, -2.0])).tolist() == [0, 0]
+
+
+# --------------------------------------------------------------------------------------------------- pointing game
+
+
+def naive_pointing(values: np.ndarray, mask: np.ndarray, pixel: tuple[int, int], tolerance: float) -> float:
+    """Expected hit of a random one of the equal maxima: every pixel of the mask, enlarged to the original, is tried."""
+    width, height = pixel
+    original = np.argwhere(mask.repeat(height, 0).repeat(width, 1))
+    hits = []
+    for y, x in np.argwhere(values == values.max()):
+        place = ((y + 0.5) * height, (x + 0.5) * width)
+        hits.append(any(math.hypot(v + 0.5 - place[0], u + 0.5 - place[1]) <= tolerance for v, u in original))
+    return sum(hits) / len(hits)
+
+
+def point(tolerance: float, y: int, x: int, pixel: tuple[float, float] = (1.0, 1.0)) -> float:
+    """The pointing game of a map of 4x4 with its maximum at (y,x), on an object that is the upper left pixel."""
+    maps, masks = torch.zeros(1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.bool)
+    maps[0, y, x], masks[0, 0, 0] = 1, True
+    return pointing(maps, masks, torch.tensor([pixel]).double(), tolerance).item()
+
+
+def test_pointing_by_hand() -> None:
+    # the maximum of MAP lies on a pixel of MASK
+    assert pointing(MAP, MASK, torch.ones(1, 2), 0).item() == 1
+    # that of its mirror image, at (0, 3), lies one column beside the pixel (0, 2)
+    assert pointing(MAP.flip(2), MASK, torch.ones(1, 2), 0).item() == 0
+    assert pointing(MAP.flip(2), MASK, torch.ones(1, 2), 1).item() == 1
+
+
+def test_pointing_measures_euclidean_distance() -> None:
+    # three columns and three rows away: 4.24, inside a square of 4, outside of a disc of 4
+    assert point(4, 3, 3) == 0
+    assert point(4.3, 3, 3) == 1
+    assert point(3, 3, 0) == point(3, 0, 3) == 1
+    assert point(2.9, 3, 0) == point(2.9, 0, 3) == 0
+
+
+def test_exactly_the_tolerance_is_a_hit() -> None:
+    # a pixel of 3x4 covers columns 0..2 and rows 0..3; the maximum's centre is at 3.5 * (3, 4) = (10.5, 14): 8 and 10.5
+    assert point(math.sqrt(8**2 + 10.5**2), 3, 3, (3, 4)) == 1
+    assert point(13.2, 3, 3, (3, 4)) == 0
+    # 3.5 * 5 = 17.5, and the object's last pixel has its centre at 4.5
+    assert point(13, 0, 3, (5, 1)) == point(13, 3, 0, (1, 5)) == 1
+    assert point(12.999, 0, 3, (5, 1)) == point(12.999, 3, 0, (1, 5)) == 0
+    maps, masks = torch.zeros(2, 16, 16), torch.zeros(2, 16, 16, dtype=torch.bool)
+    maps[0, 12, 9] = maps[1, 0, 15] = masks[:, 0, 0] = 1  # 9, 12, 15; and 15 to the side
+    assert pointing(maps, masks, torch.ones(2, 2), 15).tolist() == [1, 1]
+    assert pointing(maps, masks, torch.ones(2, 2), 14.999).tolist() == [0, 0]
+
+
+def test_pointing_in_a_squashed_image() -> None:
+    # the original is wide: a pixel covers ten of its columns and two of its rows
+    assert point(15, 3, 0, (10, 2)) == 1  # 6 - 0.5 down
+    assert point(15, 0, 3, (10, 2)) == 0  # 30 - 4.5 to the side
+    assert point(15, 0, 3, (2, 10)) == 1
+    assert point(15, 3, 0, (2, 10)) == 0
+    # in an enlarged one a pixel is less than one of the original's
+    assert point(1.5, 0, 3, (0.5, 0.5)) == 1
+    assert point(1.4, 0, 3, (0.5, 0.5)) == 0
+
+
+def test_equal_maxima_share_the_hit() -> None:
+    maps = torch.zeros(1, 4, 4)
+    maps[0, 0, 3] = maps[0, 0, 0] = maps[0, 3, 0] = maps[0, 3, 3] = 1
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 3, 3] = True
+    assert pointing(maps, mask, torch.ones(1, 2), 0).item() == 1 / 4
+    assert pointing(maps, mask, torch.ones(1, 2), 3).item() == 3 / 4  # all but the opposite corner
+    assert pointing(maps, mask, torch.ones(1, 2), 3, "first").item() == 0
+    assert maxima(maps, "first").nonzero().tolist() == [[0, 0, 0]]
+    assert maxima(maps).sum() == 4
+
+
+def test_a_constant_map_scores_the_pixels_that_would_hit() -> None:
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 0] = True
+    # within 2: (0,0) (0,1) (0,2) (1,0) (1,1) (2,0)
+    assert pointing(torch.full((1, 4, 4), 0.3), mask, torch.ones(1, 2), 2).item() == 6 / 16
+
+
+def test_an_empty_mask_is_never_hit_and_a_full_one_always() -> None:
+    empty = torch.zeros_like(MASK)
+    for ties in ("expected", "first"):
+        assert pointing(MAP, empty, torch.ones(1, 2), 100, ties).tolist() == [0]
+        assert pointing(torch.ones_like(MAP), empty, torch.ones(1, 2), 100, ties).tolist() == [0]
+        assert pointing(MAP, ~empty, torch.ones(1, 2), 0, ties).tolist() == [1]
+
+
+@with_and_without_ties
+@pytest.mark.parametrize("tolerance", [0.0, 2.5, 6.0])
+def test_pointing_equals_naive_reference(levels: int | None, tolerance: float) -> None:
+    maps, _ = random_case(10, levels, 12, 17)
+    # single pixels, so that hits and misses both occur
+    masks = torch.rand(maps.shape, generator=torch.Generator().manual_seed(1)) < 0.05
+    masks[0] = False
+    pixel = torch.tensor([[1, 1], [3, 1], [1, 5], [3, 3], [5, 3]], dtype=torch.float64)  # odd: centres on pixels
+    arrays = zip(maps.numpy(), masks.numpy(), pixel.int().tolist(), strict=True)
+    expected = [naive_pointing(values, mask, (w, h), tolerance) for values, mask, (w, h) in arrays]
+    assert sum(expected) > 0 or tolerance < 6
+    assert pointing(maps, masks, pixel, tolerance).tolist() == pytest.approx(expected)
+    alone = [pointing(maps[p : p + 1], masks[p : p + 1], pixel[p : p + 1], tolerance).item() for p in range(5)]
+    assert alone == pytest.approx(expected)
+
+
+def test_more_equal_maxima_than_are_looked_at_together() -> None:
+    side = math.isqrt(2 * POINTS) + 7
+    masks = torch.zeros(2, side, side, dtype=torch.bool)
+    masks[0, -1, -1] = masks[1, :, 0] = True
+    found = pointing(torch.ones(2, side, side), masks, torch.tensor([[1.0, 1.0], [2.0, 3.0]]), 5.0)
+    quarter = sum(u * u + v * v <= 25 for u in range(6) for v in range(6))
+    assert found.tolist() == pytest.approx([quarter / side**2, 3 / side])  # columns at 0, 1.5 and 3.5; then 5.5
+
+
+def test_gap_in_a_row_by_hand() -> None:
+    mask = torch.tensor([[[0, 1, 0, 0, 0, 1], [0, 0, 0, 0, 0, 0]]]).bool()
+    assert row_gap(mask).tolist() == [[[1, 0, 1, 2, 1, 0], [math.inf] * 6]]
+
+
+def test_pointing_component_uses_the_original_size() -> None:
+    def value(sizes: Any, tolerance: float) -> float:
+        explained = hand_explained(torch.zeros(4, 4), sizes=sizes)
+        explained.maps = MAP.flip(2)  # its maximum is one column beside the nearest pixel
+        return Pointing(tolerance)(explained).item()
+
+    assert value(None, 1) == 1
+    # pixels of 20x10 and of 10x20: 20 - 9.5 and 10 - 4.5 to the side
+    assert value(torch.tensor([[80, 40]]), 10.4) == 0
+    assert value(torch.tensor([[80, 40]]), 10.5) == 1
+    assert value(torch.tensor([[40, 80]]), 5.4) == 0
+    assert value(torch.tensor([[40, 80]]), 5.5) == 1
+
+
+def test_pixels_of_pairs_in_images_of_different_sizes() -> None:
+    images, pairs = make_batch(images=3, height=16, width=32)
+    sizes = torch.tensor([[64, 32], [32, 16], [16, 64]])
+    explained = Explained(make_classifier(), images, pairs, torch.zeros(6, 16, 32), torch.zeros(6), sizes)
+    expected = [[2.0, 2.0], [1.0, 1.0], [0.5, 4.0]]
+    assert explained.pixel.tolist() == [expected[i] for i in pairs.image.tolist()]
+
+
+# ------------------------------------------------------------------------------------------------ difficult subset
+
+
+def test_difficult_subset_by_hand() -> None:
+    rows = pd.DataFrame(
+        [
+            ("a", 0, 0.10),  # small, beside another class
+            ("a", 3, 0.60),  # large
+            ("b", 0, 0.10),  # small, alone
+            ("c", 1, 0.25),  # exactly a quarter is not below it
+            ("c", 2, 0.2499),
+        ],
+        columns=["image_id", "class_id", "area"],
+    )
+    assert difficult_subset(rows).tolist() == [True, False, False, False, True]
+    twice = pd.concat([rows.assign(run=0), rows.assign(run=1)], ignore_index=True)  # seeds are no classes
+    assert difficult_subset(twice).tolist() == 2 * difficult_subset(rows).tolist()
+    assert select(rows, "difficult subset").index.tolist() == [0, 4]
+    assert select(rows).equals(rows)
+    assert select(rows, "all").equals(rows)
+    with pytest.raises(CamexpError, match="unknown subset 'easy'; one of all, difficult subset"):
+        select(rows, "easy")

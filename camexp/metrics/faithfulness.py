@@ -1,4 +1,4 @@
-"""Metrics against the model: Drop and Increase (Chattopadhay et al., 2018, on the top pixels as in SISE)."""
+"""Metrics against the model: Drop, Increase (Chattopadhay et al., 2018, on the top pixels as in SISE), Average Gain."""
 
 import torch
 from torch import Tensor
@@ -31,10 +31,20 @@ def top_pixels(maps: Tensor, share: float = 0.15, rule: str = "strict") -> Tenso
 
 
 def drop(before: Tensor, after: Tensor) -> Tensor:
-    """max(0, p - q) / p for confidences p before and q after masking, (P,); 0 where p = 0."""
-    return ((before - after).clamp(min=0) / before.where(before > 0, 1.0)).double()
+    """max(0, p - q) / p for confidences p before and q after masking, (P,); 0 where p <= 0."""
+    positive = before > 0
+    return ((before - after).clamp(min=0).where(positive, 0.0) / before.where(positive, 1.0)).double()
 
 
 def increase(before: Tensor, after: Tensor) -> Tensor:
     """1 where the confidence rose, q > p, otherwise 0, (P,)."""
     return (after > before).double()
+
+
+def average_gain(before: Tensor, after: Tensor) -> Tensor:
+    """max(0, q - p) / (1 - p), the rise as a share of the possible one, (P,); 0 where p >= 1.
+
+    The counterpart of `drop` (Zhang et al., Opti-CAM, 2023); it weighs a rise by its size, where `increase` counts it.
+    """
+    below = before < 1
+    return ((after - before).clamp(min=0).where(below, 0.0) / (1 - before).where(below, 1.0)).double()

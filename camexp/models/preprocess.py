@@ -1,7 +1,7 @@
 """What a network is fed: resizing, scaling and centring of images, and the same resizing for masks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,9 +26,8 @@ class Normalisation:
 NORMALISATIONS = {
     "imagenet": Normalisation(1.0, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "caffe": Normalisation(255.0, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
-    "caffe_uncentred": Normalisation(255.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""By the name that `model.preprocess` gives; `caffe_uncentred` is what IG-CAM's released notebook feeds."""
+"""By the name that `model.preprocess` gives."""
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,33 @@ class Preprocess:
     normalisation: a name of `NORMALISATIONS`.
     size: side in pixels.
     resize: "squash" to size x size; "shorter_side" keeps the aspect and brings the shorter side to `size`.
+    centring: "model" subtracts the normalisation's mean; "none" does not, as IG-CAM's released notebook.
 
     Raises
     ------
-    CamexpError: for an unknown name.
+    CamexpError: for an unknown name, or a size below 1.
     """
 
     normalisation: str = "imagenet"
     size: int = 224
     resize: str = "squash"
+    centring: str = "model"
 
     def __post_init__(self) -> None:
         if self.normalisation not in NORMALISATIONS:
             raise CamexpError(f"unknown model.preprocess {self.normalisation!r}; one of {', '.join(NORMALISATIONS)}")
         if self.resize not in ("squash", "shorter_side"):
             raise CamexpError(f"protocol.resize must be squash or shorter_side, not {self.resize!r}")
+        if self.centring not in ("model", "none"):
+            raise CamexpError(f"protocol.centring must be model or none, not {self.centring!r}")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise CamexpError(f"protocol.size must be a number of pixels from 1 on, not {self.size!r}")
+
+    @property
+    def applied(self) -> Normalisation:
+        """The normalisation, with a mean of zero when the input is not centred."""
+        norm = NORMALISATIONS[self.normalisation]
+        return norm if self.centring == "model" else replace(norm, mean=(0.0, 0.0, 0.0))
 
     def shape(self, width: int, height: int) -> tuple[int, int]:
         """(h,w) of the fed image for an image of width x height."""
@@ -65,14 +76,14 @@ class Preprocess:
 
     def image(self, image: Image.Image) -> Tensor:
         """RGB image (bilinear with antialiasing) as float32 (3,h,w), normalised."""
-        norm = NORMALISATIONS[self.normalisation]
+        norm = self.applied
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         resized = transforms.resize(pixels, list(self.shape(image.width, image.height)), antialias=True)
         return transforms.normalize(resized.float() * (norm.scale / 255), list(norm.mean), list(norm.std))
 
     def black(self) -> Tensor:
         """The fed value (3,1,1) of a black pixel; zero only when no mean is subtracted."""
-        norm = NORMALISATIONS[self.normalisation]
+        norm = self.applied
         return (-torch.tensor(norm.mean) / torch.tensor(norm.std)).view(3, 1, 1)
 
     def masks(self, masks: Sequence[np.ndarray], width: int, height: int) -> Tensor:
@@ -93,11 +104,19 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Fed:
-    """A sample as the network is fed it: image (3,h,w) float32, masks (P,h,w) bool; None when unreadable."""
+    """A sample as the network is fed it.
+
+    Attributes
+    ----------
+    image: (3,h,w) float32; None when unreadable.
+    masks: (P,h,w) bool.
+    size: (W,H) of the decoded image, before it was resized.
+    """
 
     sample: Sample
     image: Tensor | None
     masks: Tensor
+    size: tuple[int, int] = (0, 0)
 
 
 def feed(sample: Sample, preprocess: Preprocess) -> Fed:
@@ -107,4 +126,4 @@ def feed(sample: Sample, preprocess: Preprocess) -> Fed:
         return Fed(sample, None, torch.zeros(0))
     masks = preprocess.masks(sample.masks, decoded.width, decoded.height)
     bare = Sample(sample.image_id, None, sample.targets, (), sample.failures)
-    return Fed(bare, preprocess.image(decoded), masks)
+    return Fed(bare, preprocess.image(decoded), masks, decoded.size)
