@@ -38,6 +38,10 @@ NAMES = {
 """How the papers write methods; others are shown by their config's name."""
 
 
+PAPER = "paper"
+"""The protocol that runs have unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One method, with parameters other than the default ones, in a table.
@@ -46,6 +50,8 @@ class Column:
     ----------
     published: the `variant` of the published cells that belong to the column.
     seeds: one run for each; the table shows their mean.
+    protocol: a file of `configs/protocol/`.
+    offered: False for a method that only the paper has: its column shows the published values.
     """
 
     method: str
@@ -53,6 +59,8 @@ class Column:
     overrides: tuple[tuple[str, Any], ...] = ()
     published: str = ""
     seeds: tuple[int, ...] = (0,)
+    protocol: str = PAPER
+    offered: bool = True
 
     @property
     def control(self) -> bool:
@@ -61,12 +69,22 @@ class Column:
     @property
     def run_name(self) -> str:
         """Name of the run's folder: the method's, followed by what differs from its defaults."""
-        return run_name(self.method, dict(self.overrides))
+        return run_name(self.method, dict(self.overrides), self.protocol)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The table that an experiment fills: models and metrics against methods, on one data set."""
+    """The table that an experiment fills: models and metrics against methods, on one data set.
+
+    Attributes
+    ----------
+    published: the file of `results/published/` with the paper's cells.
+    protocol: a file of `configs/protocol/`, for every run.
+    options: further options of every run, "runtime.trials=100".
+    average: "micro" over pairs, or "macro" over classes of their means.
+    subset: "" for all pairs, or a name of `camexp.report.subsets`.
+    note: what the reader should know, printed under the table.
+    """
 
     name: str
     title: str
@@ -75,19 +93,27 @@ class Experiment:
     models: tuple[str, ...]
     metrics: tuple[str, ...]
     columns: tuple[Column, ...]
+    protocol: str = PAPER
+    options: tuple[str, ...] = ()
+    average: str = "micro"
+    subset: str = ""
+    note: str = ""
 
     def runs(self) -> list[tuple[str, Column]]:
         """(model, column) of every run that the table needs."""
-        return [(model, column) for model in self.models for column in self.columns]
+        return [(model, column) for model in self.models for column in self.columns if column.offered]
 
 
-def run_name(method: str, parameters: dict[str, Any]) -> str:
-    """Name of a run's folder: "sise", or with parameters other than the default ones "sise-mu0.3"."""
+def run_name(method: str, parameters: dict[str, Any], protocol: str = PAPER) -> str:
+    """Name of a run's folder: "sise", with parameters other than the default ones "sise-mu0.3", and with another
+    protocol than the papers' "sise-mu0.3-torchray".
+    """
 
     def text(value: Any) -> str:
         return "_".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
-    return "-".join([method, *(f"{name}{text(value)}" for name, value in sorted(parameters.items()))])
+    changed = [f"{name}{text(value)}" for name, value in sorted(parameters.items())]
+    return "-".join([method, *changed, *([] if protocol == PAPER else [protocol])])
 
 
 def label_of(method: str) -> str:
@@ -108,8 +134,8 @@ def load_experiment(name: str) -> Experiment:
         raise CamexpError(f"no experiment {name!r} in {path.parent}; there are {known}")
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     try:
-        columns = [_column(entry) for entry in content["columns"]]
-        columns += [Column(control, control) for control in content.get("controls", [])]
+        common = {"protocol": content.get("protocol", PAPER), "published": content.get("published_variant", "")}
+        controls = [{"method": control, "label": control, "published": ""} for control in content.get("controls", [])]
         return Experiment(
             name=name,
             title=content["title"],
@@ -117,7 +143,12 @@ def load_experiment(name: str) -> Experiment:
             dataset=content["dataset"],
             models=tuple(content["models"]),
             metrics=tuple(content["metrics"]),
-            columns=tuple(columns),
+            columns=tuple(_column(common | entry) for entry in [*content["columns"], *controls]),
+            protocol=common["protocol"],
+            options=tuple(content.get("options", ())),
+            average=content.get("average", "micro"),
+            subset=content.get("subset", ""),
+            note=content.get("note", ""),
         )
     except (KeyError, TypeError) as error:
         raise CamexpError(f"{path}: {error!r} is missing or of the wrong kind") from error
@@ -125,15 +156,16 @@ def load_experiment(name: str) -> Experiment:
 
 def _column(entry: dict[str, Any]) -> Column:
     overrides = tuple((entry.get("overrides") or {}).items())
-    default = ", ".join(f"{name}={value}" for name, value in overrides)
     # a published cell names the parameters that the table varies; others (a smaller N) are ours
-    varies = "label" in entry
+    varied = ", ".join(f"{name}={value}" for name, value in overrides) if "label" in entry else ""
     return Column(
         method=entry["method"],
         label=entry.get("label", label_of(entry["method"])),
         overrides=overrides,
-        published=entry.get("published", default if varies else ""),
+        published=entry["published"] or varied,
         seeds=tuple(entry.get("seeds", (0,))),
+        protocol=entry["protocol"],
+        offered=entry.get("offered", True),
     )
 
 
@@ -153,3 +185,10 @@ def load_suite(name: str) -> list[Experiment]:
         raise CamexpError(f"no suite or experiment {name!r}; suites: {suites}; experiments: {experiments}")
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     return [load_experiment(experiment) for experiment in content["experiments"]]
+
+
+def probe_seconds(suite: str) -> float:
+    """How long one run of a suite may be probed to estimate its time: the suite's `probe`, 20 by default."""
+    path = CONFIGS / "suite" / f"{suite}.yaml"
+    content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    return float(content.get("probe", 20))

@@ -101,6 +101,20 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
+def read_info(folder: Path) -> dict[str, Any]:
+    """The content of a run folder's run.json; empty when there is none.
+
+    Raises
+    ------
+    CamexpError: when it is not JSON.
+    """
+    path = folder / "run.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise CamexpError(f"{path} is not JSON ({error}); overwrite=true starts anew") from error
+
+
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two identities differ, as "field: old -> new"."""
     names = [*old, *(name for name in new if name not in old)]
@@ -163,11 +177,7 @@ class RunFolder:
 
     def read_info(self) -> dict[str, Any]:
         """The content of run.json; empty when there is none."""
-        path = self.path / "run.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:  # no JSON, or no UTF-8
-            raise CamexpError(f"{path} is not JSON ({error}); overwrite=true starts anew") from error
+        return read_info(self.path)
 
     def write_info(self, info: Mapping[str, Any]) -> None:
         """Replace run.json."""

@@ -1,6 +1,8 @@
-"""The runs that a suite of tables needs, in order, resumable: `python -m camexp.reproduce [SUITE] [option=value ...]`.
+"""The runs that a suite of tables needs, resumable: `python -m camexp.reproduce [SUITE] [option=value ...]`.
 
-Options are those of camexp.run and go to every run. Exit status as for camexp.run; the tables are printed anyway.
+First the plan: runs, pairs, estimated time, disk, what is missing and the command that gets it. Then what can run;
+the rest is skipped with a reason. Options are those of camexp.run and go to every run. Exit status as for
+camexp.run, 2 also when something was skipped; the tables are printed anyway.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,50 +20,25 @@ from tqdm import tqdm
 
 from camexp.config import compose_config, make_device
 from camexp.errors import CamexpError
-from camexp.experiment import Column, Experiment, load_suite
+from camexp.experiment import load_suite, probe_seconds
+from camexp.plan import PlannedRun, plan
 from camexp.report.main import print_report
 from camexp.runner import execute
+from camexp.survey import Surveyor, describe
 
 
-def planned(experiments: list[Experiment]) -> dict[str, list[str]]:
-    """The command line of every run by "dataset/model/name", each once, in the order of the tables."""
-    return {
-        f"{e.dataset}/{model}/{folder_name(column, seed)}": overrides_of(e.dataset, model, column, seed)
-        for e in experiments
-        for model, column in e.runs()
-        for seed in column.seeds
-    }
-
-
-def folder_name(column: Column, seed: int = 0) -> str:
-    """Name of a run's folder; seeds other than 0 are told apart."""
-    return column.run_name if seed == 0 else f"{column.run_name}-seed{seed}"
-
-
-def overrides_of(dataset: str, model: str, column: Column, seed: int = 0) -> list[str]:
-    """The command line of one run."""
-    choices = [f"dataset={dataset}", f"model={model}", f"method={column.method}", f"seed={seed}"]
-    parameters = [f"method.{name}={value}" for name, value in column.overrides]
-    return [*choices, *parameters, f"output=${{results_dir}}/{dataset}/{model}/{folder_name(column, seed)}"]
-
-
-def timed(experiments: list[Experiment]) -> list[str]:
-    """The runs of tables that show the run time."""
-    return list(planned([e for e in experiments if "runtime" in e.metrics]))
-
-
-def run_one(run: str, overrides: list[str]) -> tuple[str, int]:
+def run_one(run: PlannedRun) -> tuple[str, int]:
     """Execute one run; what to say of it, and its exit status."""
     try:
-        outcome = execute(compose_config(overrides))
+        outcome = execute(compose_config(list(run.overrides)))
     except CamexpError as error:
-        return f"{run}: skipped: {error}", 2
+        return f"{run.name}: skipped: {error}", 2
     state = f"{outcome.computed} pairs computed" if outcome.computed else "already finished"
     failed = f", {outcome.failures} failures listed in {outcome.path}" if outcome.failures else ""
-    return f"{run}: {state}{failed}", int(outcome.failures > 0)
+    return f"{run.name}: {state}{failed}", int(outcome.failures > 0)
 
 
-def run_all(runs: dict[str, list[str]], jobs: int) -> int:
+def run_all(runs: list[PlannedRun], jobs: int) -> int:
     """Execute the runs, `jobs` at a time, each with its share of the cores; the worst exit status."""
     statuses = []
     with tqdm(total=len(runs), desc="runs", unit="run", dynamic_ncols=True) as progress:
@@ -71,11 +49,11 @@ def run_all(runs: dict[str, list[str]], jobs: int) -> int:
             progress.update()
 
         if jobs == 1:
-            for run, overrides in runs.items():
-                tell(run_one(run, overrides))
+            for run in runs:
+                tell(run_one(run))
         else:
             with _workers(jobs) as pool:
-                for done in as_completed([pool.submit(run_one, *item) for item in runs.items()]):
+                for done in as_completed([pool.submit(run_one, run) for run in runs]):
                     tell(done.result())
     return max(statuses, default=0)
 
@@ -94,30 +72,50 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         del os.environ["TQDM_DISABLE"]
 
 
+def compute(runs: list[PlannedRun], jobs: int) -> int:
+    """Rows of all runs, then their single-image times; the worst exit status."""
+    # trials of the run time come last and one by one: nothing else may use the machine
+    status = run_all([with_options(run, "runtime.trials=0") for run in runs if run.rows], jobs)
+    for run in runs:
+        if run.timed:
+            said, code = run_one(run if run.rows else with_options(run, "runtime.only=true"))
+            status = max(status, code)
+            if code:
+                print(said, file=sys.stderr)
+    return status
+
+
+def with_options(run: PlannedRun, *options: str) -> PlannedRun:
+    """The run with further options at the end of its command line."""
+    return replace(run, overrides=(*run.overrides, *options))
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="?", default="mini", help="a file of configs/suite or configs/experiment")
     parser.add_argument("options", nargs="*", help="options for every run, e.g. device=cuda limit=100")
     parser.add_argument("--jobs", type=int, help="runs at a time; by default one per core without a GPU, else one")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan only")
+    parser.add_argument("--probe", type=float, help="seconds per run for estimating its time; 0 for no estimate")
     args = parser.parse_intermixed_args(argv)
     try:
         experiments = load_suite(args.suite)
         cfg = compose_config(args.options)
         jobs = args.jobs or (1 if make_device(cfg.device).type == "cuda" else os.cpu_count() or 1)
+        budget = probe_seconds(args.suite) if args.probe is None else args.probe
+        prospects = Surveyor(budget).survey(plan(experiments, args.options))
+        print(describe(prospects, Path(cfg.results_dir)), flush=True)
+        if args.dry_run:
+            return 0
+        status = compute([prospect.run for prospect in prospects if not prospect.problem], jobs)
     except CamexpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    runs = {run: [*overrides, *args.options] for run, overrides in planned(experiments).items()}
-    try:
-        # trials of the run time come last and one by one: nothing else may use the machine
-        status = run_all({run: [*overrides, "runtime.trials=0"] for run, overrides in runs.items()}, jobs)
-        for run in timed(experiments):
-            status = max(status, run_one(run, runs[run])[1])
     except KeyboardInterrupt:
         print("\ninterrupted: finished batches stay; the same command goes on from here", file=sys.stderr)
         return 130
     print_report(Path(cfg.results_dir), experiments)
-    return status
+    return max([status, *(2 for prospect in prospects if prospect.problem)])
 
 
 if __name__ == "__main__":
