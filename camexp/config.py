@@ -19,6 +19,7 @@ from camexp.models import checkpoint
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
 from camexp.models.fold import fold_batch_norms
+from camexp.models.forward_batch import ON_CPU, largest_batch
 from camexp.models.preprocess import Preprocess
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
@@ -64,7 +65,7 @@ def make_dataset(cfg: DictConfig) -> Dataset:
 
 def make_preprocess(cfg: DictConfig) -> Preprocess:
     """What turns decoded images into the network's input."""
-    return Preprocess(cfg.model.preprocess, cfg.protocol.size, cfg.protocol.resize)
+    return Preprocess(cfg.model.preprocess, cfg.protocol.size, cfg.protocol.resize, cfg.protocol.centring)
 
 
 def make_device(name: str) -> torch.device:
@@ -79,25 +80,37 @@ def make_device(name: str) -> torch.device:
     return device
 
 
+def checkpoint_path(cfg: DictConfig) -> Path | None:
+    """The file with the model's weights, None for untrained ones; raises CamexpError when it is missing."""
+    return checkpoint.resolve(cfg.model.checkpoint, cfg.model.name, cfg.dataset.name, cfg.model.get("hint") or "")
+
+
 def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]:
     """The classifier and the SHA-256 of its weights ("random:<seed>" for untrained ones)."""
-    path = checkpoint.resolve(cfg.model.checkpoint, cfg.model.name, cfg.dataset.name)
+    path = checkpoint_path(cfg)
     torch.manual_seed(cfg.seed)
-    network = build(cfg.model.architecture, num_classes, cfg.model.width)
+    network = build(cfg.model.architecture, num_classes, cfg.model.width, cfg.model.head)
     if path is not None:
         checkpoint.load(network, path)
     if cfg.fold_batch_norms:
         fold_batch_norms(network)
-    if cfg.protocol.fill not in ("fed_zero", "black_pixel"):
-        raise CamexpError(f"protocol.fill must be fed_zero or black_pixel, not {cfg.protocol.fill!r}")
+    for key, allowed in (("fill", ("fed_zero", "black_pixel")), ("average", ("micro", "macro"))):
+        if cfg.protocol[key] not in allowed:
+            raise CamexpError(f"protocol.{key} must be {' or '.join(allowed)}, not {cfg.protocol[key]!r}")
+    device = make_device(cfg.device)
+    automatic = cfg.forward_batch == "auto"
     classifier = Classifier(
         network,
         OmegaConf.to_container(cfg.model.layers),  # type: ignore[arg-type]
         confidence=cfg.protocol.score,
         fill=make_preprocess(cfg).black() if cfg.protocol.fill == "black_pixel" else None,
-        forward_batch=cfg.forward_batch,
-        device=make_device(cfg.device),
+        forward_batch=ON_CPU if automatic else cfg.forward_batch,
+        device=device,
+        precision=cfg.precision,
+        compiled=cfg.compile,
     )
+    if automatic:
+        classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)
     return classifier, checkpoint.sha256(path) if path is not None else f"random:{cfg.seed}"
 
 
@@ -130,7 +143,7 @@ def identity(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
     for group in ("dataset", "model", "method", "protocol", "metrics"):
         ignored = NOT_IDENTITY if group in ("dataset", "model") else ()
         fields |= {k: v for k, v in _flat(plain[group], group).items() if k.rpartition(".")[2] not in ignored}
-    for key in ("seed", "limit", "batch_size"):
+    for key in ("seed", "limit", "batch_size", "precision"):
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
     return fields | {

@@ -12,6 +12,8 @@ from camexp.pairs import Pairs
 
 T = TypeVar("T")
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+
 CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: logits.softmax(1),
     "sigmoid": torch.sigmoid,
@@ -31,10 +33,13 @@ class Classifier:
     fill: (3,1,1) fed value of a masked-out pixel; zeros by default.
     forward_batch: images per forward pass: the one knob for memory; results do not depend on it.
     device: where the network runs.
+    precision: "fp32"; "tf32" lets a GPU round the factors of products to 10 bits, in every pass; "bf16" runs the
+        passes without a graph (those of perturbation methods) in bfloat16, save inside `exactly()`.
+    compiled: run the passes without a graph through torch.compile (with CUDA graphs on a GPU).
 
     Raises
     ------
-    CamexpError: for an unknown confidence or a layer that the network lacks.
+    CamexpError: for an unknown confidence or precision, or a layer that the network lacks.
     """
 
     def __init__(
@@ -45,11 +50,15 @@ class Classifier:
         fill: Tensor | None = None,
         forward_batch: int = 32,
         device: torch.device | str = "cpu",
+        precision: str = "fp32",
+        compiled: bool = False,
     ):
         if confidence not in CONFIDENCES:
             raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
         if forward_batch < 1:
             raise CamexpError(f"forward_batch must be at least 1, not {forward_batch}")
+        if precision not in PRECISIONS:
+            raise CamexpError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.device = torch.device(device)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
@@ -63,6 +72,10 @@ class Classifier:
         self.confidence_name = confidence
         self.fill = (torch.zeros(3, 1, 1) if fill is None else fill).to(self.device)
         self.forward_batch = forward_batch
+        self.precision = precision
+        if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
         self.on_forward: Callable[[int], None] = lambda images: None  # told of every pass, for progress bars
 
     def _require(self, names: Sequence[str]) -> None:
@@ -107,7 +120,28 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
-        return torch.cat(self.in_chunks(lambda rows: self.forward(images[rows]), len(images)))
+        return torch.cat(self.in_chunks(lambda rows: self._without_graph(images[rows]), len(images)))
+
+    def _without_graph(self, images: Tensor) -> Tensor:
+        """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            if self._compiled is None:
+                return self.forward(images).float()
+            self.on_forward(len(images))
+            missing = self.forward_batch - len(images)  # every shape would be compiled anew
+            full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
+            full = full.to(self.device).contiguous(memory_format=torch.channels_last)
+            return self._compiled(full)[: len(images)].float().clone()  # a CUDA graph uses its output again
+
+    @contextmanager
+    def exactly(self) -> Iterator[None]:
+        """While the context lasts no pass is rounded to bfloat16 or compiled: metrics are measured exactly."""
+        chosen = self.precision, self._compiled
+        self.precision, self._compiled = ("fp32" if self.precision == "bf16" else self.precision), None
+        try:
+            yield
+        finally:
+            self.precision, self._compiled = chosen
 
     def scores(self, images: Tensor) -> Tensor:
         """Confidence Psi (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""

@@ -1,0 +1,85 @@
+"""Faster arithmetic: rounded or compiled passes stay near the exact ones, and metrics stay exact."""
+
+import pytest
+import torch
+from conftest import make_batch, make_classifier, tiny_network
+
+from camexp.errors import CamexpError
+from camexp.methods.gradcam import GradCAM
+from camexp.methods.rise import RISE
+from camexp.methods.scorecam import ScoreCAM
+from camexp.models.forward_batch import ON_CPU, largest_batch
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1))
+
+
+@pytest.mark.parametrize("method", [RISE(masks=64), ScoreCAM()], ids=["rise", "scorecam"])
+def test_bf16_maps_are_near_the_exact_ones(method):
+    images, pairs = make_batch()
+    exact = method(make_classifier(), images, pairs)
+    rounded = method(make_classifier(precision="bf16"), images, pairs)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact)
+    assert cosine(rounded, exact).min() >= 0.999
+
+
+def test_bf16_leaves_gradient_methods_alone():
+    images, pairs = make_batch()
+    exact, rounded = (GradCAM()(make_classifier(precision=p), images, pairs) for p in ("fp32", "bf16"))
+    assert torch.equal(exact, rounded)
+
+
+def test_exactly_measures_without_rounding():
+    images, _ = make_batch()
+    plain, rounded = make_classifier(), make_classifier(precision="bf16")
+    with rounded.exactly():
+        assert torch.equal(rounded.scores(images), plain.scores(images))
+    assert not torch.equal(rounded.scores(images), plain.scores(images))
+    with pytest.raises(RuntimeError, match="stop"), rounded.exactly():
+        raise RuntimeError("stop")
+    assert rounded.precision == "bf16"
+
+
+def test_unknown_precision():
+    with pytest.raises(CamexpError, match="precision must be one of fp32, tf32, bf16, not 'fp8'"):
+        make_classifier(precision="fp8")
+
+
+def test_compiled_passes_agree_for_every_batch_size(monkeypatch):
+    shapes = []
+
+    def compile_nothing(network, **options):  # a real compiler takes minutes
+        return lambda images: shapes.append(images.shape) or network(images)
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    images, _ = make_batch(5)
+    plain, compiled = make_classifier(forward_batch=2), make_classifier(forward_batch=2, compiled=True)
+    torch.testing.assert_close(compiled.scores(images), plain.scores(images))
+    assert set(shapes) == {(2, 3, 16, 16)}  # one shape: another would be compiled anew
+    with compiled.exactly():
+        compiled.scores(images)
+    assert len(shapes) == 3
+
+
+def test_forward_batch_on_the_cpu_needs_no_trial():
+    assert largest_batch(tiny_network(), torch.device("cpu"), 16) == ON_CPU
+
+
+@pytest.mark.parametrize(
+    ("per_image", "free", "batch"),
+    [(100 << 20, 80 << 30, 256), (100 << 20, 8 << 30, 32), (1 << 20, 80 << 30, 512), (8 << 30, 8 << 30, 1)],
+)
+def test_forward_batch_fills_half_of_the_free_memory(monkeypatch, per_image, free, batch):
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, **kwargs: torch.ones(shape, requires_grad=True))
+    for name, value in {
+        "reset_peak_memory_stats": None,
+        "memory_allocated": 0,
+        "max_memory_allocated": 8 * per_image,
+        "empty_cache": None,
+        "mem_get_info": (free, free),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
+    assert largest_batch(tiny_network(), device, 16) == batch
