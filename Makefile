@@ -38,11 +38,11 @@ format: setup  ## bring the code into format
 	$(VENV)/bin/ruff format .
 
 train: setup  ## train the embedded checkpoints anew (about an hour on two cores)
-	$(RUN) scripts/train.py --dataset minivoc --model resnet50
-	$(RUN) scripts/train.py --dataset minivoc --model vgg16 --half-epochs 28 --full-epochs 5
-	$(RUN) scripts/train.py --dataset minicoco --model resnet50 --half-epochs 24 --full-epochs 8
-	$(RUN) scripts/train.py --dataset minicoco --model vgg16 --half-epochs 20 --full-epochs 4
-	$(RUN) scripts/train.py --dataset ministeel --model resnet101 --images 600 --half-epochs 4 --full-epochs 3
+	$(RUN) scripts/train.py dataset=minivoc model=resnet50 output=embedded overwrite=true
+	$(RUN) scripts/train.py dataset=minivoc model=vgg16 model.head=128 recipe.half_epochs=28 recipe.full_epochs=5 output=embedded overwrite=true
+	$(RUN) scripts/train.py dataset=minicoco model=resnet50 output=embedded overwrite=true
+	$(RUN) scripts/train.py dataset=minicoco model=vgg16 model.head=128 recipe.half_epochs=28 recipe.full_epochs=6 output=embedded overwrite=true
+	$(RUN) scripts/train.py dataset=ministeel model=resnet101 output=embedded overwrite=true
 
 data-voc2007: setup  ## fetch VOC 2007 into data/ (0.9 GB; OPTIONS=--dry-run shows what and from where)
 	@$(RUN) scripts/download.py voc2007 $(OPTIONS)
