@@ -24,7 +24,7 @@ from camexp.models.preprocess import Preprocess
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
-NOT_IDENTITY = ("root", "hint", "checkpoint", "name")
+NOT_IDENTITY = ("root", "hint", "checkpoint", "name", "cache")
 """Keys of `dataset` and `model` that name places, not numbers; content is identified by hashes."""
 
 

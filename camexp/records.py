@@ -36,6 +36,12 @@ def number(value: float) -> str:
     return f"{value:.6g}"
 
 
+def timing(kind: str, **values: float | str) -> Row:
+    """A row of timing.csv; columns that are not given stay empty."""
+    row = {name: number(value) if isinstance(value, float) else str(value) for name, value in values.items()}
+    return dict.fromkeys(TIMING_COLUMNS, "") | {"kind": kind} | row
+
+
 def to_csv(rows: Iterable[Mapping[str, str]], columns: Sequence[str], header: bool = False) -> str:
     """Rows as CSV lines that end in a line feed."""
     buffer = io.StringIO()

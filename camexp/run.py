@@ -22,7 +22,8 @@ def report(cfg: DictConfig) -> int:
     if str(cfg.dataset.name).startswith("mini"):
         print(EMBEDDED_NOTE.format(name=cfg.dataset.name), file=sys.stderr)
     outcome = execute(cfg)
-    state = f"{outcome.computed} pairs computed" if outcome.computed else "already finished, nothing to do"
+    saved = f"; maps of {outcome.maps} pairs saved" if outcome.maps else ", nothing to do"
+    state = f"{outcome.computed} pairs computed" if outcome.computed else f"already finished{saved}"
     print(f"{outcome.path}: {state}; {outcome.rows} rows", end="")
     if outcome.failures:
         print(f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again")

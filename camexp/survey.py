@@ -1,19 +1,19 @@
 """What runs will take before they start: what is missing for them, how many pairs are left, and how long they last."""
 
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 from tqdm import tqdm
 
 from camexp import config
 from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
+from camexp.explain import clock, stack
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import feed
 from camexp.pairs import Pairs
@@ -128,10 +128,10 @@ def probe(cfg: DictConfig, dataset: Dataset, classifier: Classifier, budget: flo
     """
     images, pairs = _first_image(cfg, dataset, classifier)
     classifier.scores(images)  # warm-up
-    started = time.perf_counter()
+    started = clock(classifier.device)
 
     def check(images: int) -> None:
-        if time.perf_counter() - started > budget:
+        if clock(classifier.device) - started > budget:
             raise _Over
 
     classifier.on_forward = check
@@ -143,24 +143,20 @@ def probe(cfg: DictConfig, dataset: Dataset, classifier: Classifier, budget: flo
         over = True
     finally:
         classifier.on_forward = _nothing
-    if classifier.device.type == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / len(pairs), over
+    return (clock(classifier.device) - started) / len(pairs), over
 
 
 def _nothing(images: int) -> None:
     pass
 
 
-def _first_image(cfg: DictConfig, dataset: Dataset, classifier: Classifier) -> tuple[torch.Tensor, Pairs]:
+def _first_image(cfg: DictConfig, dataset: Dataset, classifier: Classifier) -> tuple[Tensor, Pairs]:
     preprocess = config.make_preprocess(cfg)
     with_pairs = (index for index, targets in enumerate(dataset.targets) if targets)
     for index, _ in zip(with_pairs, range(10), strict=False):
         fed = feed(dataset.load(index), preprocess)
         if fed.image is not None and fed.sample.targets:
-            targets = torch.tensor([target.class_id for target in fed.sample.targets])
-            pairs = Pairs(torch.zeros_like(targets), targets, (fed.sample.image_id,), fed.masks)
-            return fed.image[None].to(classifier.device), pairs.to(classifier.device)
+            return stack([fed], classifier.device)
     raise CamexpError(f"none of the first images of dataset={cfg.dataset.name} can be read")
 
 

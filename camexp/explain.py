@@ -1,0 +1,85 @@
+"""From decoded images to maps: stacked, explained, checked, and timed to the moment when the device is done."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from camexp.methods.base import Method
+from camexp.models.classifier import Classifier
+from camexp.models.preprocess import Fed
+from camexp.pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Images of one size with their pairs and maps.
+
+    Attributes
+    ----------
+    fed: B images; images: (B,3,H,W) as fed; pairs: P pairs over them.
+    maps: (P,H,W) float32, zero where the method's map was not finite; finite: (P,) bool.
+    seconds: that the method took.
+    """
+
+    fed: Sequence[Fed]
+    images: Tensor
+    pairs: Pairs
+    maps: Tensor
+    finite: Tensor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Explainer:
+    """A method with the network that it explains."""
+
+    classifier: Classifier
+    method: Method
+
+    def explain(self, fed: Sequence[Fed]) -> Iterator[Explanation]:
+        """The maps of a batch; images of different sizes (with the aspect kept) go in groups of one size."""
+        for group in groups(fed):
+            yield self.explain_stack(group, *stack(group, self.classifier.device))
+
+    def explain_stack(self, fed: Sequence[Fed], images: Tensor, pairs: Pairs) -> Explanation:
+        """The maps of pairs over images of one size.
+
+        Raises
+        ------
+        TypeError: when the method returns maps of another shape or type; that is a mistake in its code.
+        """
+        started = clock(self.classifier.device)
+        maps = self.method(self.classifier, images, pairs)
+        seconds = clock(self.classifier.device) - started
+        expected = (len(pairs), *images.shape[2:])
+        if tuple(maps.shape) != expected or maps.dtype != torch.float32:
+            raise TypeError(f"a method must return float32 maps {expected}, got {maps.dtype} {tuple(maps.shape)}")
+        finite = maps.isfinite().flatten(1).all(1)
+        return Explanation(fed, images, pairs, torch.where(finite[:, None, None], maps, 0), finite, seconds)
+
+
+def groups(fed: Sequence[Fed]) -> Iterator[list[Fed]]:
+    """The images that have pairs and could be read, in groups of one size."""
+    usable = [(tuple(f.image.shape), f) for f in fed if f.image is not None and f.sample.targets]
+    for shape in sorted({shape for shape, _ in usable}):
+        yield [f for own, f in usable if own == shape]
+
+
+def stack(group: Sequence[Fed], device: torch.device) -> tuple[Tensor, Pairs]:
+    """Images of one size (B,3,H,W) and their pairs, on the device."""
+    images = torch.stack([f.image for f in group if f.image is not None]).to(device)
+    index = [i for i, f in enumerate(group) for _ in f.sample.targets]
+    target = [t.class_id for f in group for t in f.sample.targets]
+    ids = tuple(f.sample.image_id for f in group)
+    pairs = Pairs(torch.tensor(index), torch.tensor(target), ids, torch.cat([f.masks for f in group]))
+    return images, pairs.to(device)
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after the device has finished what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
