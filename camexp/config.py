@@ -146,6 +146,7 @@ def identity(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
     for key in ("seed", "limit", "batch_size", "precision"):
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
+    del fields["protocol.average"]  # only the report averages
     return fields | {
         "weights_sha256": weights,
         "pairs_sha256": pairs_hash(dataset),

@@ -1,13 +1,25 @@
-"""Batches of fed images, decoded ahead by worker processes."""
+"""Batches of fed images, decoded ahead by worker processes.
+
+A worker gets the data set once, when it starts, and from then on only numbers of batches; what comes back are the
+fed images and masks.
+"""
 
 import os
+import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 
+import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from camexp.datasets.base import Dataset
+from camexp.errors import CamexpError
 from camexp.models.preprocess import Fed, Preprocess, feed
+
+MOST_WORKERS = 4
+"""Decoding is the lesser part of a run; more processes would only take memory and cores."""
 
 
 class _Batches(TorchDataset):
@@ -32,7 +44,41 @@ def load_batches(
     ----------
     batches: indices into the data set.
     workers: processes that decode; "auto" is none for a few batches, else up to four.
+
+    Raises
+    ------
+    CamexpError: when `workers` is neither "auto" nor a count.
     """
+    return iter(
+        DataLoader(
+            _Batches(dataset, preprocess, batches),
+            batch_size=None,
+            num_workers=count_workers(workers, len(batches)),
+            worker_init_fn=_leave_interrupts_to_the_parent,
+            generator=torch.Generator(),  # starting workers draws a number, which must not be the run's
+        )
+    )
+
+
+def count_workers(workers: int | str, batches: int) -> int:
+    """How many processes decode so many batches."""
     if workers == "auto":
-        workers = 0 if len(batches) < 8 else min(4, (os.cpu_count() or 2) - 1)
-    return iter(DataLoader(_Batches(dataset, preprocess, batches), batch_size=None, num_workers=int(workers)))
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return 0 if batches < 8 else min(MOST_WORKERS, usable - 1)
+    if not isinstance(workers, int) or workers < 0:
+        raise CamexpError(f"workers must be auto or a count from 0 on, not {workers!r}")
+    return min(workers, batches)
+
+
+def _leave_interrupts_to_the_parent(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the parent ends the workers, silently.
+
+    A tensor that the parent was about to take when it was interrupted must not end in a traceback either.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _excepthook
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)

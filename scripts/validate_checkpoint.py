@@ -63,7 +63,7 @@ FAR_OFF = 0.03
 BETTER = 0.01
 """Another way of feeding is advised when its mean average precision is higher by more than this."""
 
-WHOLE = {"difficult": "keep", "with_normal": True}
+WHOLE = {"difficult": "keep", "with_normal": True, "selection": "full"}
 """Settings of data sets with which no image is left out."""
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO as Annotations
 
 from camexp.datasets import mini
 from camexp.datasets.base import Dataset
@@ -37,6 +38,10 @@ def made(tmp_path_factory) -> SimpleNamespace:
 def files_of(folder: Path) -> dict[str, bytes]:
     """Content of every file by its path inside the folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def annotations_of(made: SimpleNamespace) -> Annotations:
+    return Annotations(str(made.folders["minicoco"] / "annotations" / "instances_val2014.json"))
 
 
 def pixels_of(dataset: Dataset) -> list[np.ndarray]:
@@ -81,7 +86,7 @@ def test_same_seed_makes_the_same_bytes(made, tmp_path, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_another_seed_makes_other_scenes_and_annotations(made, tmp_path, name):
-    SETS[name](str(tmp_path), images=2, seed=1)
+    SETS[name](str(tmp_path), images=4, seed=1)
     ours, theirs = files_of(tmp_path / made.folders[name].name), files_of(made.folders[name])
     per_scene = [path for path in ours if path.endswith((".jpg", ".xml", ".json", ".csv")) and path in theirs]
     assert per_scene
@@ -219,7 +224,7 @@ def test_coco_file_holds_polygons_run_lengths_and_crowds(tmp_path):
 
 
 def test_coco_segmentations_agree_with_their_areas_and_boxes(made):
-    annotations = made.minicoco.annotations
+    annotations = annotations_of(made)
     for annotation in annotations.dataset["annotations"]:
         mask = annotations.annToMask(annotation).astype(bool)
         x, y, width, height = annotation["bbox"]
@@ -230,7 +235,7 @@ def test_coco_segmentations_agree_with_their_areas_and_boxes(made):
 
 
 def test_coco_annotations_of_a_class_have_one_object_each(made):
-    per_image = made.minicoco.annotations.imgToAnns
+    per_image = annotations_of(made).imgToAnns
     assert all(1 <= len(annotations) <= 5 for annotations in per_image.values())
 
 

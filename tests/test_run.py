@@ -419,7 +419,7 @@ def test_missing_data_say_what_where_and_how(camexp, tmp_path):
     assert ended.status == 2
     assert "VOC2007 not found" in ended.err
     assert str(tmp_path / "empty" / "VOCdevkit" / "VOC2007") in ended.err
-    assert "VOCDetection(" in ended.err
+    assert "make data-voc2007" in ended.err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,14 +1,11 @@
 """The one interface of all data sets: images, their (image, class) pairs, and the pairs' ground-truth masks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-
-from camexp.errors import CamexpError
 
 
 @dataclass(frozen=True)
@@ -109,21 +106,27 @@ class Dataset(ABC):
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Decode an image file completely, as RGB; a truncated file raises OSError."""
+    """Decode an image file completely, as RGB.
+
+    The pixels stay as they are stored: annotations refer to them, so an EXIF orientation is not applied. Grey,
+    palette and CMYK images are converted, transparency is dropped, 16 bits become 8 by division (Pillow alone
+    would make everything from 255 on white).
+
+    Raises
+    ------
+    OSError: when the file is missing, empty, truncated or no image.
+    ValueError: when its pixels have no known range (floating point, 32 bits).
+    """
     with Image.open(path) as image:
+        if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            return _from_deep(np.asarray(image))
+        if image.mode == "P" and "transparency" in image.info:
+            return image.convert("RGBA").convert("RGB")
         return image.convert("RGB")
 
 
-def require(path: Path, what: str, hint: str) -> Path:
-    """`path` if it exists; otherwise an error that says what was looked for, where, and what makes it."""
-    if not path.exists():
-        raise CamexpError(f"{what} not found: looked for {path.absolute()}\n{hint}")
-    return path
-
-
-def require_unique(ids: Sequence[str], where: Path) -> None:
-    """Raise `CamexpError` when an id stands twice: rows could not be told apart."""
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise CamexpError(f"image id {twice!r} stands twice in {where}; remove one of the lines")
+def _from_deep(pixels: np.ndarray) -> Image.Image:
+    """Grey of 16 bits as RGB."""
+    if not np.issubdtype(pixels.dtype, np.integer) or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"grey pixels of type {pixels.dtype} from {pixels.min()} to {pixels.max()}: no known range")
+    return Image.fromarray((pixels // 257).astype(np.uint8)).convert("RGB")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from camexp.datasets.mini.scenes import Instance, Scene, compose
 from camexp.datasets.mini.steel import compose_sheet
-from camexp.datasets.severstal import encode_runs
+from camexp.datasets.severstal_index import encode_runs
 from camexp.seeding import numpy_generator
 
 T = TypeVar("T")
