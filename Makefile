@@ -58,5 +58,5 @@ weights: setup  ## fetch TorchRay's four checkpoints (CC BY-NC 4.0) into data/we
 
 clean:  ## delete the environment, caches, generated data and results (fetched data and published numbers stay)
 	rm -rf $(VENV) data/minivoc data/minicoco data/ministeel build *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find results -mindepth 1 -maxdepth 1 ! -name published -exec rm -rf {} +
+	find results -mindepth 1 -maxdepth 1 ! -name published ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-"""Print the papers' tables from records alone, and write them to results/tables/.
+"""Print the papers' tables from records alone; write them to results/tables/ and the page to results/report/.
 
-python scripts/report.py [--results results] [SUITE ...]
+python scripts/report.py [--results results] [--format terminal|markdown|latex|csv] [--details] [--figures] [SUITE ...]
 """
 
 import argparse
@@ -9,17 +9,24 @@ from pathlib import Path
 
 from camexp.errors import CamexpError
 from camexp.experiment import load_suite
-from camexp.report.main import print_report
+from camexp.report.main import FORMATS, print_report
+from camexp.report.verdicts import Tolerance
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suites", nargs="*", help="suites or experiments; by default every table that has a run")
     parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the runs")
+    parser.add_argument("--format", choices=FORMATS, default="terminal", help="what is printed; all are written")
+    parser.add_argument("--details", action="store_true", help="also differences, ranks, orderings, results by group")
+    parser.add_argument("--figures", action="store_true", help="also figures for papers, as PNG and SVG")
+    parser.add_argument("--points", type=float, default=Tolerance.points, help="tolerance in percent points (2)")
+    parser.add_argument("--factor", type=float, default=Tolerance.factor, help="tolerance of run times (2)")
     args = parser.parse_args()
     try:
         chosen = [experiment for name in args.suites for experiment in load_suite(name)]
-        print_report(args.results, chosen or None)
+        tolerance = Tolerance(args.points, args.factor)
+        print_report(args.results, chosen or None, args.format, args.details, tolerance, args.figures)
     except CamexpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,78 +1,95 @@
-"""Find runs, build every table they fill, print and write them."""
+"""Print and write every table that runs fill, and the page."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from camexp.config import CONFIGS
-from camexp.experiment import Column, Experiment, label_of, load_experiment, run_name
+from camexp.experiment import Experiment
 from camexp.records import write_atomically
-from camexp.report.markdown import render
-from camexp.report.runs import Run, combine, find_runs
-from camexp.report.table import build_cells, read_published
+from camexp.report import details, latex, markdown, terminal
+from camexp.report.build import Table, build_tables
+from camexp.report.collect import RunKey, read_results
+from camexp.report.comparisons import average_ranks, orderings
+from camexp.report.page.write import write_page
+from camexp.report.runs import Run
+from camexp.report.verdicts import Tolerance
 
-PUBLISHED = CONFIGS.parent / "results" / "published"
+
+def to_csv(experiment: Experiment, cells: pd.DataFrame, tolerance: Tolerance | None = None) -> str:
+    """The cells as CSV, one line each."""
+    return cells.to_csv(index=False, float_format="%.6g")
 
 
-def print_report(results: Path, experiments: list[Experiment] | None = None) -> None:
-    """Print the tables and write `results/tables/<name>.md` and `.csv`.
+FORMATS: dict[str, Callable[[Experiment, pd.DataFrame, Tolerance | None], str]] = {
+    "terminal": terminal.render,
+    "markdown": markdown.render,
+    "latex": latex.render,
+    "csv": to_csv,
+}
+
+WRITTEN = {"md": "markdown", "tex": "latex", "csv": "csv"}
+"""Endings of the files in `results/tables/` and their formats."""
+
+
+def print_report(
+    results: Path,
+    experiments: list[Experiment] | None = None,
+    form: str = "terminal",
+    with_details: bool = False,
+    tolerance: Tolerance | None = None,
+    with_figures: bool = False,
+) -> None:
+    """Print the tables, write each to `results/tables/` as `<name>.md`, `.tex` and `.csv`, and the page.
 
     Parameters
     ----------
     experiments: the tables; by default those of `configs/experiment/` that have a run, and for each data set
         one with the runs that are in none of them.
+    form: what is printed, one of FORMATS.
+    with_details: print and write what lies behind the tables too.
+    with_figures: write the figures for papers beside the page.
     """
-    runs = runs_by_name(results)
-    chosen = _with_runs(runs) if experiments is None else experiments
-    if not runs or not chosen:
-        print(f"no runs in {results.absolute()}; make reproduce or python -m camexp.run makes some")
+    found = read_results(results)
+    tables = build_tables(found, experiments, tolerance)
+    problems = "".join(f"! {problem}\n" for problem in found.problems)
+    if not found.runs or not tables:
+        print(f"{problems}no runs in {results.absolute()}; make reproduce or python -m camexp.run makes some")
         return
-    for experiment in chosen:
-        cells = build_cells(experiment, runs, read_published(PUBLISHED, experiment.published))
-        text = render(experiment, cells)
-        print(text)
-        _write(results / "tables", experiment.name, text, cells)
-    print(f"tables: {results / 'tables'}")
+    for table in tables:
+        print(FORMATS[form](table.experiment, table.cells, tolerance))
+    write_tables(results / "tables", tables, tolerance)
+    if with_details:
+        _print_details(results / "tables", tables, found.runs)
+    page = write_page(found, tables, results / "report", tolerance, with_figures)
+    if form == "terminal":
+        print(f"{problems}tables: {results / 'tables'}\npage: {page}")
 
 
-def runs_by_name(results: Path) -> dict[tuple[str, str, str], Run]:
-    """Every run by (dataset, model, name); those that differ only in their seed are one."""
-    found: dict[tuple[str, str, str], list[Run]] = {}
-    for run in find_runs(results):
-        name = run_name(run.info["method"], run.info["variant"])
-        found.setdefault((run.info["dataset"], run.info["model"], name), []).append(run)
-    return {key: combine(runs) for key, runs in found.items()}
-
-
-def _with_runs(runs: dict[tuple[str, str, str], Run]) -> list[Experiment]:
-    experiments = [load_experiment(path.stem) for path in sorted((CONFIGS / "experiment").glob("*.yaml"))]
-    filled = [e for e in experiments if any((e.dataset, model, column.run_name) in runs for model, column in e.runs())]
-    told = {(e.dataset, model, column.run_name) for e in filled for model, column in e.runs()}
-    others = {key: run for key, run in runs.items() if key not in told}
-    datasets = sorted({dataset for dataset, _, _ in others})
-    return filled + [_overview(dataset, others) for dataset in datasets]
-
-
-def _overview(dataset: str, runs: dict[tuple[str, str, str], Run]) -> Experiment:
-    """A table of runs that no experiment lists, as of a method of your own."""
-    mine = {key: run for key, run in runs.items() if key[0] == dataset}
-    columns = {}
-    for (_, _, name), run in mine.items():
-        label = ", ".join(filter(None, [label_of(run.info["method"]), run.variant]))
-        columns[name] = Column(run.info["method"], label, tuple(run.info["variant"].items()))
-    first = next(iter(mine.values()))
-    return Experiment(
-        name=f"runs_{dataset}",
-        title=f"Runs on {dataset} outside the papers' tables",
-        published="",
-        dataset=dataset,
-        models=tuple(sorted({model for _, model, _ in mine})),
-        metrics=(*first.info["metrics"], "runtime"),
-        columns=tuple(columns.values()),
-    )
-
-
-def _write(folder: Path, name: str, text: str, cells: pd.DataFrame) -> None:
+def write_tables(folder: Path, tables: list[Table], tolerance: Tolerance | None = None) -> None:
+    """Write every table in the formats of WRITTEN."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{name}.md", text)
-    write_atomically(folder / f"{name}.csv", cells.to_csv(index=False, float_format="%.6g"))
+    for table in tables:
+        for ending, form in WRITTEN.items():
+            text = FORMATS[form](table.experiment, table.cells, tolerance)
+            write_atomically(folder / f"{table.experiment.name}.{ending}", text)
+
+
+def _print_details(folder: Path, tables: list[Table], runs: dict[RunKey, Run]) -> None:
+    for table in tables:
+        found = details.details_of(table.experiment, runs)
+        name = table.experiment.name
+        print(details.render(table.experiment, table.cells, found, by_class=False))
+        write_atomically(folder / f"{name}_details.md", details.render(table.experiment, table.cells, found))
+        _write_csv(folder / f"{name}_comparisons.csv", found.comparisons)
+        _write_csv(folder / f"{name}_breakdowns.csv", found.breakdowns)
+    cells = pd.concat([table.cells for table in tables], ignore_index=True)
+    text = details.render_overall(cells)
+    print(text)
+    write_atomically(folder / "overall.md", text)
+    _write_csv(folder / "ranks.csv", average_ranks(cells))
+    _write_csv(folder / "orderings.csv", orderings(cells))
+
+
+def _write_csv(path: Path, table: pd.DataFrame) -> None:
+    write_atomically(path, table.to_csv(index=False, float_format="%.6g"))

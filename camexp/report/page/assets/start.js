@@ -1,0 +1,5 @@
+"use strict";
+startFilters();
+startTables();
+startCharts();
+startGallery();
