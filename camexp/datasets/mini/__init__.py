@@ -66,12 +66,30 @@ def minicoco(root: str, split: str = "val2014", images: int = 64, seed: int = 0)
     return COCO(str(folder), split)
 
 
-def ministeel(root: str, split: str = "test", images: int = 64, seed: int = 0, with_normal: bool = False) -> Severstal:
-    """Steel sheets of 1600x256 with four kinds of defect as `train.csv` and `train_images/` under `root`."""
+def ministeel(
+    root: str,
+    split: str = "test",
+    images: int = 64,
+    seed: int = 0,
+    with_normal: bool = False,
+    selection: str = "full",
+    class_limit: int = 500,
+) -> Severstal:
+    """Steel sheets of 1600x256 with four kinds of defect as `train.csv` and `train_images/` under `root`.
+
+    The last three arguments are those of `Severstal`.
+    """
     recipe = {"version": RECIPE, "set": "ministeel", "split": split, "images": images, "seed": seed}
     first = 0 if split == "test" else 1_000_000
     folder = ensure(Path(root) / split, recipe, lambda made: write_steel(made, images, seed, first))
-    return Severstal(str(folder), "all", min_pixels=MIN_DEFECT_PIXELS, with_normal=with_normal)
+    return Severstal(
+        str(folder),
+        "all",
+        min_pixels=MIN_DEFECT_PIXELS,
+        with_normal=with_normal,
+        selection=selection,
+        class_limit=class_limit,
+    )
 
 
 MIN_DEFECT_PIXELS = 200
