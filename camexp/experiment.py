@@ -1,6 +1,6 @@
 """Experiments: one YAML per published table, which says what to run and how the table is laid out."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -170,7 +170,7 @@ def _column(entry: dict[str, Any]) -> Column:
 
 
 def load_suite(name: str) -> list[Experiment]:
-    """The experiments of a suite `configs/suite/<name>.yaml`, or the one experiment of that name.
+    """The experiments of a suite `configs/suite/<name>.yaml`, with its options added, or the one of that name.
 
     Raises
     ------
@@ -184,7 +184,9 @@ def load_suite(name: str) -> list[Experiment]:
         experiments = ", ".join(sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml")))
         raise CamexpError(f"no suite or experiment {name!r}; suites: {suites}; experiments: {experiments}")
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    return [load_experiment(experiment) for experiment in content["experiments"]]
+    options = tuple(content.get("options", ()))
+    experiments = [load_experiment(experiment) for experiment in content["experiments"]]
+    return [replace(experiment, options=experiment.options + options) for experiment in experiments]
 
 
 def probe_seconds(suite: str) -> float:
