@@ -185,8 +185,8 @@ def load_suite(name: str) -> list[Experiment]:
         raise CamexpError(f"no suite or experiment {name!r}; suites: {suites}; experiments: {experiments}")
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
     options = tuple(content.get("options", ()))
-    experiments = [load_experiment(experiment) for experiment in content["experiments"]]
-    return [replace(experiment, options=experiment.options + options) for experiment in experiments]
+    found = [load_experiment(experiment) for experiment in content["experiments"]]
+    return [replace(experiment, options=experiment.options + options) for experiment in found]
 
 
 def probe_seconds(suite: str) -> float:

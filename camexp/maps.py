@@ -22,10 +22,11 @@ from torch import Tensor
 
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
+from camexp.files import saying_when_full, write_atomically
 from camexp.methods.base import scale_to_unit
 from camexp.models.preprocess import Preprocess
 from camexp.pairs import Pairs
-from camexp.records import Key, Row, key_of, number, saying_when_full, to_csv, write_atomically
+from camexp.records import Key, Row, key_of, number, to_csv
 
 FOLDER = "maps"
 INDEX_COLUMNS = ("image_id", "class_id", "class_name", "map", "image", "mask", "minimum", "maximum")
@@ -272,14 +273,4 @@ def write_image(path: Path, image: Image.Image) -> None:
     """
     buffer = io.BytesIO()
     image.save(buffer, Image.registered_extensions()[path.suffix.lower()], quality=JPEG_QUALITY, optimize=True)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with saying_when_full(path):
-            with temporary.open("wb") as file:
-                file.write(buffer.getvalue())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, buffer.getvalue())

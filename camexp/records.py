@@ -7,12 +7,10 @@ is the same however often the run was interrupted.
 """
 
 import csv
-import errno
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from camexp.datasets.base import Failure
 from camexp.errors import CamexpError
+from camexp.files import saying_when_full, write_atomically
 
 PAIR_COLUMNS = ("image_id", "class_id", "class_name", "prob", "argmax", "difficult", "area", "degenerate")
 """The columns before the metrics'; README.md says what each means."""
@@ -72,39 +71,6 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
         if len(line) != len(columns):
             raise CamexpError(f"{path}, line {position}: {len(line)} fields, expected {len(columns)}")
     return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
-
-
-@contextmanager
-def saying_when_full(path: Path) -> Iterator[None]:
-    """Turn the system's error for a full disk into one that says what is safe."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise CamexpError(
-            f"the disk is full: cannot write {path}. Everything up to the batch before is safe; "
-            "free some space and give the same command again."
-        ) from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content, all or nothing.
-
-    Raises
-    ------
-    CamexpError: when the disk is full; the old content stays.
-    """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with saying_when_full(path), temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_info(folder: Path) -> dict[str, Any]:

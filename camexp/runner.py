@@ -14,6 +14,7 @@ from camexp import config, trials
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
 from camexp.explain import Explainer, clock
+from camexp.files import write_atomically
 from camexp.loading import load_batches
 from camexp.maps import MapSaver
 from camexp.measure import measure
@@ -23,7 +24,7 @@ from camexp.metrics import Metric
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import Fed, Preprocess
 from camexp.provenance import environment
-from camexp.records import Key, Row, RunFolder, key_of, timing, write_atomically
+from camexp.records import Key, Row, RunFolder, key_of, timing
 
 
 @dataclass(frozen=True)

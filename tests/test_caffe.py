@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from camexp.config import compose_config, make_classifier
 from camexp.datasets.coco import COCO
 from camexp.errors import CamexpError
-from camexp.models import checkpoint, convert
+from camexp.models import checkpoint
 from camexp.models.build import build
 from camexp.models.caffe import CAFFE_STYLE
 from camexp.models.convert import convert_torchray, from_torchvision, provenance, to_torchvision
@@ -487,15 +487,15 @@ def test_a_failed_write_leaves_the_old_target(tmp_path: Path, monkeypatch: pytes
     source, target = saved(tmp_path / "source.pth", torchray_file("resnet50")), tmp_path / "target.safetensors"
     target.write_bytes(b"before")
 
-    def full(tensors: State, path: Path, metadata: dict[str, str]) -> None:
-        Path(path).write_bytes(b"half")
+    def full(descriptor: int) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(convert, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CamexpError, match=r"cannot write .*target.safetensors: No space left"):
         convert_torchray(source, target, NARROW)
     assert target.read_bytes() == b"before"
     assert {path.name for path in tmp_path.iterdir()} == {"source.pth", "target.safetensors"}
+    monkeypatch.undo()
     with pytest.raises(CamexpError, match="cannot write"):
         convert_torchray(source, source / "below a file" / "target.safetensors", NARROW)
 

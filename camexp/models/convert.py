@@ -19,19 +19,18 @@ classes in alphabetical order or COCO's by category id. The weights are under CC
 """
 
 import json
-import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from camexp.errors import CamexpError
+from camexp.files import write_atomically
 from camexp.models.build import build
 from camexp.models.checkpoint import first_of, mismatches, read_state, sha256
 
@@ -235,15 +234,8 @@ def provenance(path: Path) -> dict[str, str]:
 def _write(state: State, target: Path, about: dict[str, str]) -> None:
     # one key: safetensors writes several in random order, and the file's SHA-256 would change from call to call
     metadata = {"converted": json.dumps(about)}
-    temporary = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        save_file({key: value.contiguous() for key, value in state.items()}, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors writes for the owner alone
-        os.replace(temporary, target)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError | SafetensorError):
-            raise CamexpError(f"cannot write {target.absolute()}: {error}") from error
-        raise
+        write_atomically(target, save({key: value.contiguous() for key, value in state.items()}, metadata))
+    except OSError as error:
+        raise CamexpError(f"cannot write {target.absolute()}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from camexp.experiment import Experiment
-from camexp.records import write_atomically
+from camexp.files import write_atomically
 from camexp.report import details, latex, markdown, terminal
 from camexp.report.build import Table, build_tables
 from camexp.report.collect import RunKey, read_results

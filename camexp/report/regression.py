@@ -17,7 +17,7 @@ import torch
 
 from camexp.config import compose_config
 from camexp.errors import CamexpError
-from camexp.records import write_atomically
+from camexp.files import write_atomically
 from camexp.report.runs import read_run
 from camexp.runner import execute
 

@@ -19,17 +19,18 @@ from torch import nn
 from camexp import config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
+from camexp.files import write_atomically
 from camexp.models import checkpoint
 from camexp.models.preprocess import Preprocess
 from camexp.provenance import environment
-from camexp.records import differing, write_atomically
+from camexp.records import differing
 from camexp.training.data import Labelled
 from camexp.training.labels import hold_out, label_sets
 from camexp.training.loop import Trainer, measure
 from camexp.training.networks import find_initial, finished, starting_network
 from camexp.training.outcome import output_path, read_record, summary, usage
 from camexp.training.recipe import PRECISIONS, Recipe, make, read_recipe
-from camexp.training.state import ResumeFile, replace_file
+from camexp.training.state import ResumeFile
 
 
 def train(cfg: DictConfig) -> str:
@@ -175,7 +176,7 @@ class _Run:
         state = {k: v.to(PRECISIONS[self.recipe.store]).contiguous() for k, v in kept.items()}
         network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
         quality = measure(network.to(self.device), self.test, self.device, "test images")
-        replace_file(self.weights, save(state))
+        write_atomically(self.weights, save(state))
         self.weights.chmod(0o644)
         epochs = pd.DataFrame(trainer.history).to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_atomically(self.weights.with_suffix(".csv"), epochs)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,26 +9,8 @@ from typing import Any
 import torch
 
 from camexp.errors import CamexpError
-from camexp.records import differing, saying_when_full
-
-
-def replace_file(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file's content, all or nothing.
-
-    Raises
-    ------
-    CamexpError: when the disk is full; the old content stays.
-    """
-    temporary = path.with_name(path.name + ".part")
-    try:
-        with saying_when_full(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+from camexp.files import write_atomically
+from camexp.records import differing
 
 
 class ResumeFile:
@@ -48,7 +29,7 @@ class ResumeFile:
         """Replace the state by a newer one."""
         buffer = io.BytesIO()
         torch.save({"settings": json.dumps(self.settings), "state": dict(state)}, buffer)
-        replace_file(self.path, buffer.getbuffer())
+        write_atomically(self.path, buffer.getbuffer())
 
     def load(self, overwrite: bool = False) -> dict[str, Any] | None:
         """The last saved state, or None when there is none.

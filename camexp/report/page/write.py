@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 import camexp
 from camexp.experiment import Experiment, label_of
-from camexp.records import write_atomically
+from camexp.files import write_atomically
 from camexp.report.build import Table, build_tables
 from camexp.report.collect import Results, read_results
 from camexp.report.figures import write_figures
