@@ -214,7 +214,9 @@ def test_ranks_agree_with_scipy():
 def cells(values: dict[str, float], published: dict[str, float], metric: str = "ebpg", **fields) -> pd.DataFrame:
     base = {"table": "t", "model": "m", "metric": metric, "control": False, "complete": True, "conflict": ""}
     rows = [
-        base | {"column": n, "value": v, "published": published.get(n, np.nan), "verdict": "outside"} | fields
+        base
+        | {"column": n, "method": n, "value": v, "published": published.get(n, np.nan), "verdict": "outside"}
+        | fields
         for n, v in values.items()
     ]
     return pd.DataFrame(rows)
@@ -229,6 +231,12 @@ def test_average_rank_and_ordering_by_hand():
     assert table["rank"].to_dict() == {"a": 2.0, "b": 2.0, "c": 2.0}
     assert table.loc["a", "rows"] == 2
     assert orderings(both).set_index("metric")["tau"].to_dict() == {"ebpg": -1.0, "drop": 1.0}
+
+
+def test_an_ablation_ranks_no_methods():
+    ablation = cells({"mu = 0": 3.0, "mu = 0.3": 2.0}, {}).assign(method="sise", table="ablation")
+    alone = cells({"sise": 3.0}, {}).assign(table="alone")
+    assert average_ranks(pd.concat([ablation, alone])).empty
 
 
 def test_an_unfinished_run_or_one_unlike_the_others_takes_no_part():

@@ -147,10 +147,12 @@ def rankable(cells: pd.DataFrame) -> pd.DataFrame:
 def average_ranks(cells: pd.DataFrame) -> pd.DataFrame:
     """Mean rank of each method over the rows (table, model, metric) of all tables; 1 is the best.
 
-    Columns: method, rows, rank, of (mean number of methods in those rows), and the published ranks of the same rows.
+    Rows that compare one method with itself, as an ablation does, rank no methods and are left out. Columns: method, rows, rank, of (mean number of methods in those rows), and the published ranks of the same rows.
     """
     ranked = []
     for (_, _, metric), row in rankable(cells).groupby(["table", "model", "metric"], sort=False):
+        if row["method"].nunique() < 2:
+            continue
         shown = quantity(str(metric))
         ours = ranks(row["value"].to_numpy(), shown.higher_is_better)
         theirs = ranks(row["published"].to_numpy(), shown.higher_is_better)
