@@ -147,7 +147,8 @@ def rankable(cells: pd.DataFrame) -> pd.DataFrame:
 def average_ranks(cells: pd.DataFrame) -> pd.DataFrame:
     """Mean rank of each method over the rows (table, model, metric) of all tables; 1 is the best.
 
-    Rows that compare one method with itself, as an ablation does, rank no methods and are left out. Columns: method, rows, rank, of (mean number of methods in those rows), and the published ranks of the same rows.
+    Columns: method, rows, rank, of (mean number of methods in those rows), and the published ranks of the same rows.
+    Rows that compare one method with itself, as an ablation does, rank no methods and are left out.
     """
     ranked = []
     for (_, _, metric), row in rankable(cells).groupby(["table", "model", "metric"], sort=False):
