@@ -49,14 +49,18 @@ def load_batches(
     ------
     CamexpError: when `workers` is neither "auto" nor a count.
     """
-    return iter(
-        DataLoader(
-            _Batches(dataset, preprocess, batches),
-            batch_size=None,
-            num_workers=count_workers(workers, len(batches)),
-            worker_init_fn=_leave_interrupts_to_the_parent,
-            generator=torch.Generator(),  # starting workers draws a number, which must not be the run's
-        )
+    return iter(in_workers(_Batches(dataset, preprocess, batches), len(batches), workers))
+
+
+def in_workers(items: TorchDataset, count: int, workers: int | str = "auto", pin_memory: bool = False) -> DataLoader:
+    """The `count` items, each a batch, in order, read by processes; see `load_batches`."""
+    return DataLoader(
+        items,
+        batch_size=None,
+        num_workers=count_workers(workers, count),
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # starting workers draws a number, which must not be the run's
+        pin_memory=pin_memory,
     )
 
 

@@ -6,7 +6,6 @@ the first of them comes. What it yields depends on these arguments alone, so tha
 of an epoch.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -15,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
+from camexp.loading import in_workers
 from camexp.models.preprocess import Preprocess
 from camexp.seeding import seed_from
 
@@ -60,17 +59,8 @@ class Labelled:
         ------
         CamexpError: when an image cannot be read.
         """
-        workers = self.workers
-        if workers == "auto":
-            workers = 0 if len(batches) < 8 else min(8, (os.cpu_count() or 2) - 1)
-        # a generator of its own: starting the workers must not draw from the one that dropout uses
-        loader = DataLoader(
-            _Batches(self, batches, view),
-            batch_size=None,
-            num_workers=int(workers),
-            generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
-        )
+        batches_in_turn = _Batches(self, batches, view)
+        loader = in_workers(batches_in_turn, len(batches), self.workers, pin_memory=torch.cuda.is_available())
         for item in loader:
             if isinstance(item, Failure):
                 raise CamexpError(f"image {item.image_id} cannot be used: {item.reason}\nMend or replace the file.")
