@@ -69,8 +69,9 @@ def groups(fed: Sequence[Fed]) -> Iterator[list[Fed]]:
 
 
 def stack(group: Sequence[Fed], device: torch.device) -> tuple[Tensor, Pairs]:
-    """Images of one size (B,3,H,W) and their pairs, on the device."""
-    images = torch.stack([f.image for f in group if f.image is not None]).to(device)
+    """Images of one size (B,3,H,W) and their pairs, on the device, in the layout in which the network reads them."""
+    images = torch.stack([f.image for f in group if f.image is not None])
+    images = images.to(device, memory_format=torch.channels_last)
     index = [i for i, f in enumerate(group) for _ in f.sample.targets]
     target = [t.class_id for f in group for t in f.sample.targets]
     ids = tuple(f.sample.image_id for f in group)

@@ -53,7 +53,7 @@ class RISE:
         at_once = max(1, classifier.forward_batch // len(images))
         for start in range(0, self.masks, at_once):
             mask = masks[start : min(start + at_once, self.masks)][:, None, None]  # (n, 1, 1, H, W)
-            masked = classifier.fill + (images - classifier.fill) * mask  # (n, B, 3, H, W)
+            masked = classifier.masked(images, mask)  # (n, B, 3, H, W)
             scores = classifier.scores(masked.flatten(0, 1)).unflatten(0, (len(mask), -1))  # (n, B, C)
             total += scores[:, pairs.image, pairs.target].T @ mask.flatten(1)  # (P, n) @ (n, H W)
         return (total / (self.masks * self.p1)).view(-1, height, width)

@@ -74,7 +74,7 @@ def masked_confidence(
     def work(rows: slice) -> None:
         i, k = image[rows], channel[rows]
         mask = scale_to_unit(upsample(activation[i, k], (height, width)))  # (r, H, W)
-        masked = classifier.fill + (images[i] - classifier.fill) * mask[:, None]
+        masked = classifier.masked(images[i], mask[:, None])
         scores = classifier.scores(masked)  # (r, C)
         pair, row = torch.nonzero(pairs.image[:, None] == i, as_tuple=True)
         confidence[pair, k[row]] = scores[row, pairs.target[pair]]

@@ -103,7 +103,7 @@ def visualise(classifier: Classifier, images: Tensor, pairs: Pairs, feature: Ten
     def work(rows: slice) -> None:
         i, k = image[rows], channel[rows]
         mask = scale_to_unit(upsample(feature[i, k], (height, width)))  # (r, H, W)
-        masked = classifier.fill + (images[i] - classifier.fill) * mask[:, None]
+        masked = classifier.masked(images[i], mask[:, None])
         score = classifier.scores(masked)[:, pairs.target]  # (r, P)
         mine = (i[:, None] == pairs.image) & keep[:, k].T  # (r, P)
         weight = torch.where(mine, score, 0.0) / mask.flatten(1).sum(1, keepdim=True)

@@ -62,21 +62,27 @@ class Classifier:
         self.device = torch.device(device)
         network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
-        for module in self.network.modules():
-            if getattr(module, "inplace", False):
-                module.inplace = False  # type: ignore[assignment]
+        self._activations = [module for module in self.network.modules() if hasattr(module, "inplace")]
+        self._work_in_place(False)
+        self._hooked = 0
         self._paths = {name for name, _ in self.network.named_modules()}
         self.layers = {role: ((names,) if isinstance(names, str) else tuple(names)) for role, names in layers.items()}
         for names in self.layers.values():
             self._require(names)
         self.confidence_name = confidence
         self.fill = (torch.zeros(3, 1, 1) if fill is None else fill).to(self.device)
+        self._fill_is_zero = not bool(self.fill.any())
         self.forward_batch = forward_batch
         self.precision = precision
         if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
         self.on_forward: Callable[[int], None] = lambda images: None  # told of every pass, for progress bars
+
+    def _work_in_place(self, allowed: bool) -> None:
+        """Whether activations overwrite their input; they must not while something may look at it later."""
+        for module in self._activations:
+            module.inplace = allowed  # type: ignore[assignment]
 
     def _require(self, names: Sequence[str]) -> None:
         for name in names:
@@ -126,7 +132,11 @@ class Classifier:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self._compiled is None:
-                return self.forward(images).float()
+                self._work_in_place(not self._hooked)
+                try:
+                    return self.forward(images).float()
+                finally:
+                    self._work_in_place(False)
             self.on_forward(len(images))
             missing = self.forward_batch - len(images)  # every shape would be compiled anew
             full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
@@ -146,6 +156,12 @@ class Classifier:
     def scores(self, images: Tensor) -> Tensor:
         """Confidence Psi (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
         return self.confidence(self.logits(images))
+
+    def masked(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Images (N,3,H,W) seen through masks (N,1,H,W) in [0,1]: `fill` where the mask is 0; in `forward`'s layout."""
+        if not self._fill_is_zero:
+            return self.fill + (images - self.fill) * masks
+        return images * masks
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
@@ -184,9 +200,11 @@ class Classifier:
             )
             for name in layers
         ]
+        self._hooked += 1
         try:
             yield
         finally:
+            self._hooked -= 1
             for handle in handles:
                 handle.remove()
 
