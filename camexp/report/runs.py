@@ -57,6 +57,11 @@ class Run:
         return ", ".join(f"{name}={value}" for name, value in self.info["variant"].items())
 
     @property
+    def unfinished(self) -> bool:
+        """Whether rows are missing; a run that was made for its times alone lacks none."""
+        return len(self.rows) > 0 and not self.info.get("complete")
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on; empty for a run that does not say."""
         return self.info.get("identity") or {}

@@ -67,7 +67,7 @@ def summarise(results: Results, made: datetime) -> Summary:
         facts=[(name, text) for name, text in facts if text],
         versions=_versions(every),
         embedded=_distinct(run.info["dataset"] for run in every if run.info["dataset"].startswith("mini")),
-        unfinished=sorted(_name(key, run) for key, run in runs.items() if not run.info.get("complete")),
+        unfinished=sorted(_name(key, run) for key, run in runs.items() if run.unfinished),
         problems=results.problems,
         failures=[one for key, run in runs.items() for one in _failures(_name(key, run), run)][:LISTED],
         failed=failed,
