@@ -6,7 +6,7 @@ OPTIONS ?=
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint format train clean data-voc2007 data-coco2014 data-severstal weights
+.PHONY: help setup reproduce report test lint format train bench clean data-voc2007 data-coco2014 data-severstal weights
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
@@ -36,6 +36,9 @@ lint: setup  ## check style, format and types
 format: setup  ## bring the code into format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+bench: setup  ## measure speed against the network's own and other libraries', in 15 minutes (OPTIONS="--budget 60")
+	@$(RUN) scripts/bench.py $(OPTIONS)
 
 train: setup  ## train the embedded checkpoints anew (about an hour on two cores)
 	$(RUN) scripts/train.py dataset=minivoc model=resnet50 output=embedded overwrite=true

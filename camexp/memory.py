@@ -19,4 +19,4 @@ def keep_freed_memory() -> bool:
         return False
     # older versions accept at most 32 MiB as threshold
     mapped = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    return bool(mapped and mallopt(M_TRIM_THRESHOLD, 1 << 30))
+    return bool(mapped and mallopt(M_TRIM_THRESHOLD, -1))  # never

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-ON_CPU = 32
+ON_CPU = 16
 LARGEST = 512
 PROBE = 8
 
@@ -11,7 +11,7 @@ PROBE = 8
 def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
     """Images per pass that fit into half of the free memory with a graph recorded: a power of two up to 512.
 
-    On the CPU, where more images per pass gain nothing, it is 32.
+    On the CPU, where more images per pass gain nothing, it is 16.
 
     Parameters
     ----------

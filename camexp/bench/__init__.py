@@ -1,0 +1,1 @@
+"""How fast the methods are: against the floor that the network sets on this machine, and against other libraries."""

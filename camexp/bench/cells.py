@@ -1,0 +1,185 @@
+"""The table: which cells, how long each may take, and what is found in each."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+
+import torch
+
+from camexp.bench.floor import Rates
+from camexp.bench.peers import PEERS
+from camexp.bench.subject import Cell, Subject
+from camexp.bench.watch import Contender, Trial, rehearse, timed
+from camexp.bench.work import NEEDED, Shape, needed
+from camexp.errors import CamexpError
+from camexp.methods import FAMILIES
+
+METHODS = tuple(name for family, names in FAMILIES.items() if family != "control" for name in names)
+"""All but the controls, which ask nothing of the network."""
+
+MODELS = ("resnet50", "vgg16")
+
+COLUMNS = (
+    *("method", "model", "images", "classes", "seconds_per_map", "floor", "fastest_peer", "peer_seconds", "peak_mb"),
+    *("ours/floor", "peer/ours", "low", "high", "peer_low", "peer_high", "peer_peak_mb", "rounds", "extrapolated"),
+    *("forward_seconds", "peers"),
+)
+"""Of the CSV. Seconds are per map, medians over rounds; low and high are the fastest and the slowest round."""
+
+Row = dict[str, str]
+
+
+def all_cells(
+    methods: Sequence[str], models: Sequence[str], images: Sequence[int], classes: Sequence[int]
+) -> list[Cell]:
+    """Cells in the order in which they are measured: few images first, because they cost least.
+
+    Raises
+    ------
+    CamexpError: for an unknown method.
+    """
+    unknown = [name for name in methods if name not in NEEDED]
+    if unknown:
+        raise CamexpError(f"--methods {', '.join(unknown)}: no such method to measure; there are {', '.join(METHODS)}")
+    return [Cell(m, model, b, c) for b in sorted(images) for c in classes for model in models for m in methods]
+
+
+def weight(cell: Cell) -> float:
+    """Share of the time: for every contender alike, more where a pass takes many images."""
+    return (1 + len(PEERS.get(cell.method, ()))) * min(16, cell.images) ** 0.65
+
+
+@dataclass
+class Budget:
+    """The time that is left.
+
+    Attributes
+    ----------
+    seconds: altogether, from when the budget is made.
+    """
+
+    seconds: float
+    now: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.started = self.now()
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (self.now() - self.started)
+
+    def share(self, cell: Cell, remaining: Iterable[Cell]) -> float:
+        """Seconds for a cell: its part, by weight, of what is left for it and the remaining ones."""
+        total = weight(cell) + sum(weight(other) for other in remaining)
+        return max(0.0, self.left * weight(cell) / total)
+
+
+def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> float:
+    """What one round takes at least: for each contender a pass forth and back."""
+    return contenders * min(shape.pairs, batch) * 3 * forward
+
+
+def compete(
+    contenders: Sequence[Contender],
+    device: torch.device,
+    seconds: float,
+    rounds: int,
+    say: Callable[[str], None],
+    between: Callable[[], object],
+) -> dict[str, list[Trial]]:
+    """Trials of each contender, one of each per round, after a rehearsal.
+
+    There are at most `rounds` rounds, fewer when the seconds are over, and always one; `between` is called before
+    each round and after the last. A library that fails is left out, and why is said; an error of camexp is raised.
+    """
+    running, trials = list(contenders), {contender.name: list[Trial]() for contender in contenders}
+    limit, started = seconds / (rounds * len(contenders)), time.monotonic()
+    for number in range(-1, rounds):
+        began = time.monotonic()
+        for contender in list(running):
+            try:
+                if number < 0:
+                    rehearse(contender, device)
+                else:
+                    trials[contender.name].append(timed(contender, device, limit))
+            except Exception as error:
+                if contender is contenders[0]:
+                    raise
+                running.remove(contender)
+                trials.pop(contender.name)
+                say(f"{contender.name} left out: {type(error).__name__}: {error}")
+        between()
+        took = time.monotonic() - began
+        if number >= 0 and time.monotonic() - started + took > seconds:
+            break
+    return trials
+
+
+def cell_row(cell: Cell, trials: dict[str, list[Trial]], floor: float, forward: float) -> Row:
+    """A line of the CSV.
+
+    Parameters
+    ----------
+    trials: camexp's first. floor: seconds of the whole call; forward: seconds per image of the best plain forward.
+    """
+    pairs = cell.images * cell.classes
+    ours, *theirs = ((name, [t.seconds / pairs for t in found], found) for name, found in trials.items())
+    seconds = median(ours[1])
+    row = {
+        "method": cell.method,
+        "model": cell.model,
+        "images": str(cell.images),
+        "classes": str(cell.classes),
+        "seconds_per_map": _number(seconds),
+        "floor": _number(floor / pairs),
+        "ours/floor": _number(seconds * pairs / floor),
+        "low": _number(min(ours[1])),
+        "high": _number(max(ours[1])),
+        "peak_mb": _number(max(t.peak for t in ours[2])),
+        "rounds": str(len(ours[2])),
+        "forward_seconds": _number(forward),
+        "peers": " ".join(f"{name}={_number(median(times))}" for name, times, _ in theirs),
+    }
+    guessed = ["ours"] if any(t.extrapolated for t in ours[2]) else []
+    if theirs:
+        name, times, found = min(theirs, key=lambda peer: median(peer[1]))
+        row |= {
+            "fastest_peer": name,
+            "peer_seconds": _number(median(times)),
+            "peer/ours": _number(median(times) / seconds),
+            "peer_low": _number(min(times)),
+            "peer_high": _number(max(times)),
+            "peer_peak_mb": _number(max(t.peak for t in found)),
+        }
+        guessed += ["peer"] if any(t.extrapolated for t in found) else []
+    return {column: row.get(column, "") for column in COLUMNS} | {"extrapolated": " ".join(guessed)}
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4g}"
+
+
+def measure_cell(
+    cell: Cell, subject: Subject, rates: Rates, seconds: float, rounds: int, say: Callable[[str], None]
+) -> Row:
+    """Measure one cell in about so many seconds; the floor is that of the machine as it is in these seconds.
+
+    Raises
+    ------
+    CamexpError: when camexp's method does not work with the network.
+    """
+    method = subject.method(cell.method)
+    shape = subject.shape(cell, method)
+    pulses: list[float] = []
+    contenders = subject.contenders(cell, method, shape)
+    beat = partial(_keep, pulses, subject.stopwatch.pulse)
+    trials = compete(contenders, subject.device, seconds, rounds, say, beat)
+    now = rates.scaled(median(pulses))
+    return cell_row(cell, trials, now.floor(needed(cell.method, method, shape)), now.forward)
+
+
+def _keep(found: list[float], value: Callable[[], float]) -> None:
+    found.append(value())

@@ -1,0 +1,187 @@
+"""What the network itself costs on this machine, and the floor: the least time that a method's passes can take."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, fields
+from functools import cached_property
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from camexp.bench.work import Work
+from camexp.explain import clock
+from camexp.methods.ablationcam import tail_behind
+from camexp.models.classifier import Classifier
+from camexp.models.fold import fold_batch_norms
+
+SIZES = {"cpu": (4, 8, 16, 32), "cuda": (16, 64, 256)}
+"""Images per pass that are tried."""
+
+GRADIENT_SIZES = {"cpu": (4, 8, 16), "cuda": (16, 64, 128)}
+
+ROWS_OF_TAIL = {"cpu": 32, "cuda": 256}
+
+PULSE = {"cpu": 4, "cuda": 64}
+"""Images of the pass that tells how fast the machine is at the moment."""
+
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds per row of each kind of `Work`."""
+
+    forward: float
+    backward: float
+    layers_backward: float
+    tail: float
+    tail_backward: float
+
+    def floor(self, work: Work) -> float:
+        """Seconds of a call's work."""
+        return sum(getattr(self, kind.name) * getattr(work, kind.name) for kind in fields(work))
+
+    def scaled(self, factor: float) -> "Rates":
+        """The rates when the machine takes `factor` times as long."""
+        return Rates(*(factor * getattr(self, kind.name) for kind in fields(self)))
+
+
+class Stopwatch:
+    """Times the passes of one network at its best.
+
+    Parameters
+    ----------
+    network: as torchvision builds it; a copy gets batch norms folded, channels last and no gradients of parameters.
+    layers: module paths by role, "cam" and "sise".
+    size: side of the images.
+    """
+
+    def __init__(self, network: nn.Module, layers: dict[str, tuple[str, ...]], size: int, device: torch.device):
+        best = deepcopy(network).eval()
+        fold_batch_norms(best)
+        self.network = best.to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+        self.layers, self.size, self.device = layers, size, device
+
+    def images(self, rows: int) -> Tensor:
+        generator = torch.Generator().manual_seed(rows)
+        images = torch.randn(rows, 3, self.size, self.size, generator=generator).to(self.device)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    def best(self, one_pass: Callable[[Tensor], object], sizes: tuple[int, ...]) -> tuple[int, float]:
+        """The number of images per pass with the least time per image, and that time."""
+        one_pass(self.images(1))
+        first = {rows: self.time(one_pass, rows, 1) for rows in sizes}
+        nearest = sorted(first, key=first.__getitem__)[:2]
+        again = {rows: self.time(one_pass, rows, REPEATS - 1, first[rows]) for rows in nearest}
+        rows = min(again, key=again.__getitem__)
+        return rows, again[rows]
+
+    def time(self, one_pass: Callable[[Tensor], object], rows: int, repeats: int, *known: float) -> float:
+        """Median seconds per row."""
+        images, found = self.images(rows), list(known)
+        for _ in range(repeats):
+            started = clock(self.device)
+            one_pass(images)
+            found.append((clock(self.device) - started) / rows)
+        return median(found)
+
+    # ------------------------------------------------------------------------------------------- passes
+
+    @torch.inference_mode()
+    def forward_pass(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def gradient_pass(self, images: Tensor) -> Tensor:
+        """Forth and back to the input."""
+        with torch.enable_grad():
+            images = images.detach().requires_grad_()
+            return torch.autograd.grad(self.network(images)[:, 0].sum(), images)[0]
+
+    def layers_pass(self, images: Tensor) -> Tensor:
+        """Forth, and back to the first of SISE's layers."""
+        with self.graph_from(self.layers["sise"][0]) as found, torch.enable_grad():
+            score = self.network(images)[:, 0].sum()
+            return torch.autograd.grad(score, found[0])[0]
+
+    @contextmanager
+    def graph_from(self, layer: str) -> Iterator[list[Tensor]]:
+        """While the context lasts nothing before the layer is recorded; its output is added to the list."""
+        found: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            found.append(output.detach().requires_grad_())
+            return found[-1]
+
+        handle = self.network.get_submodule(layer).register_forward_hook(keep)
+        try:
+            yield found
+        finally:
+            handle.remove()
+
+    # -------------------------------------------------------------------------------------------- rates
+
+    @cached_property
+    def _forward(self) -> tuple[int, float]:
+        return self.best(self.forward_pass, SIZES[self.device.type])
+
+    @cached_property
+    def _gradient(self) -> tuple[int, float]:
+        rows, seconds = self.best(self.gradient_pass, GRADIENT_SIZES[self.device.type])
+        return rows, seconds / self.pulse(REPEATS)
+
+    @cached_property
+    def _layers(self) -> float:
+        return self.time(self.layers_pass, self._gradient[0], REPEATS - 1) / self.pulse(REPEATS)
+
+    @cached_property
+    def _tail(self) -> tuple[float, float]:
+        """Seconds per row through the tail behind the CAM layer, and forth and back."""
+        (layer,) = self.layers["cam"][:1]
+        classifier = Classifier(deepcopy(self.network), {"cam": layer}, device=self.device)
+        with tail_behind(classifier, self.images(1), layer) as (activation, _, tail):
+            rows = activation.repeat(ROWS_OF_TAIL[self.device.type], 1, 1, 1)
+
+            def forth(rows: Tensor) -> Tensor:
+                with torch.no_grad():
+                    return tail(rows)
+
+            def forth_and_back(rows: Tensor) -> Tensor:
+                with torch.enable_grad():
+                    rows = rows.detach().requires_grad_()
+                    return torch.autograd.grad(tail(rows)[:, 0].sum(), rows)[0]
+
+            seconds = self._of_rows(forth, rows), self._of_rows(forth_and_back, rows)
+        now = self.pulse(REPEATS)
+        return seconds[0] / now, seconds[1] / now
+
+    def _of_rows(self, one_pass: Callable[[Tensor], object], rows: Tensor) -> float:
+        found = []
+        for _ in range(2 * REPEATS):
+            started = clock(self.device)
+            one_pass(rows)
+            found.append((clock(self.device) - started) / len(rows))
+        return median(found[1:])
+
+    def rates(self, works: list[Work]) -> Rates:
+        """The rates that these works need; those that none needs are 0."""
+        asked = {kind.name for kind in fields(Work) if any(getattr(work, kind.name) for work in works)}
+        forward, _ = self._forward[1], self._calm_pulse
+        tail, tail_gradient = self._tail if asked & {"tail", "tail_backward"} else (0.0, 0.0)
+        return Rates(
+            forward=forward,
+            backward=max(0.0, self._gradient[1] - forward) if "backward" in asked else 0.0,
+            layers_backward=max(0.0, self._layers - forward) if "layers_backward" in asked else 0.0,
+            tail=tail,
+            tail_backward=max(0.0, tail_gradient - tail),
+        )
+
+    def pulse(self, repeats: int = 1) -> float:
+        """How many times as long a plain forward takes now as when the first rate was found; all rates are of then."""
+        return self.time(self.forward_pass, PULSE[self.device.type], repeats) / self._calm_pulse
+
+    @cached_property
+    def _calm_pulse(self) -> float:
+        """Seconds per row of a pulse, measured together with the rates."""
+        return self.time(self.forward_pass, PULSE[self.device.type], 2 * REPEATS - 1)

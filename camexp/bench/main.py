@@ -1,0 +1,195 @@
+"""Measure how fast the methods are, against the network itself and against other libraries, or check fast paths.
+
+python scripts/bench.py [option=value ...]              the table, within --budget minutes; resumable
+python scripts/bench.py --scaling                       time against images and masks, and the start-up
+python scripts/bench.py --techniques                    what each technique buys
+python scripts/bench.py --guard [option=value ...]      maps and metrics of every fast path against the plain one
+python scripts/bench.py --page                          the page again, from the CSVs alone
+
+Options are those of camexp.run, for camexp alone: precision=bf16, forward_batch=16; for --guard also dataset=, model=,
+limit=. Exit status: 0 done, 1 a fast path misses its tolerance, 2 a mistake that the message explains, 130 interrupted.
+"""
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from io import StringIO
+from pathlib import Path
+
+import torch
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from camexp.bench import guard, scaling, techniques
+from camexp.bench.cells import METHODS, MODELS, Budget, all_cells
+from camexp.bench.page import summary, write_page
+from camexp.bench.peer import MODULES, version
+from camexp.bench.subject import CLASSES, Subject
+from camexp.bench.table import Bench, Store, made_with
+from camexp.config import CONFIGS, make_device
+from camexp.errors import CamexpError
+from camexp.files import write_atomically
+from camexp.memory import keep_freed_memory
+from camexp.report.markdown import grid
+
+DOCS = CONFIGS.parent / "docs"
+
+
+def kind(device: torch.device) -> str:
+    """The part of the files' names: cpu or gpu."""
+    return "cpu" if device.type == "cpu" else "gpu"
+
+
+def options_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """The options for camexp, the device among them."""
+    return (*args.options, f"device={args.device}")
+
+
+def run_table(args: argparse.Namespace, device: torch.device) -> int:
+    """Measure cells, and write the CSV and the page, also when interrupted."""
+    for library in MODULES:
+        if version(library) is None:
+            print(f"{library} is not installed and left out; pip install '.[bench]' brings it", file=sys.stderr)
+    cells = all_cells(args.methods, args.models, args.images, args.classes)
+    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), args.fresh)
+    if store.replaced:
+        print(f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}", file=sys.stderr)
+    store.command = ["python", "scripts/bench.py", *args.given]
+    bench = Bench(store, Budget(60 * args.budget), args.rounds, lambda model: Subject(model, options_of(args)))
+    status = 0
+    try:
+        bench.run(cells)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished cells stay; the same command goes on from here", file=sys.stderr)
+        status = 130
+    if store.rows:
+        store.write()
+        print(summary(list(store.rows.values()), store.left_out, kind(device)))
+        print(f"\n{store.path}\n{write_page(args.output)}")
+    return status
+
+
+def run_scaling(args: argparse.Namespace, device: torch.device) -> int:
+    """Fits of time against images and masks, and the start-up."""
+    rows = [scaling.COLUMNS]
+    for model in tqdm(args.models, desc="scaling", unit="model"):
+        subject = Subject(model, options_of(args))
+        rows += [scaling.by_images(subject), scaling.by_masks(subject)]
+    with tempfile.TemporaryDirectory() as folder:
+        rows.append([*scaling.start_up(Path(folder)), "", ""])
+    return finish(rows, args.output / f"bench_scaling_{kind(device)}.csv")
+
+
+def run_techniques(args: argparse.Namespace, device: torch.device) -> int:
+    """Each technique switched off alone."""
+    model, images = args.models[0], max(args.images)
+    bench = techniques.Workbench(lambda *more: Subject(model, (*options_of(args), *more)), images)
+    rows = [techniques.COLUMNS]
+    for comparison in tqdm(bench.comparisons(), desc="techniques", unit="technique"):
+        rows.append(techniques.measure(comparison, bench.subject))
+    if device.type == "cpu":
+        rows.append(techniques.kept_memory(model, images, options_of(args)))
+    return finish(rows, args.output / f"bench_techniques_{kind(device)}.csv")
+
+
+def finish(rows: Sequence[Sequence[str]], path: Path) -> int:
+    """Print a table, and write it and the page."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue())
+    print(grid(rows))
+    print(f"\n{path}\n{write_page(path.parent)}")
+    return 0
+
+
+def run_guard(args: argparse.Namespace, device: torch.device) -> int:
+    """Check every fast path; 1 if one misses."""
+    limit = [] if any(option.startswith("limit=") for option in args.options) else ["limit=8"]
+    checked = guard.Guard([*limit, *options_of(args)], args.full)
+    paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr))
+    findings = checked.compare(paths, args.methods)
+    print(grid([guard.HEAD, *(finding.line() for finding in findings)]))
+    print(guard.verdict(findings))
+    return int(any(not finding.passes for finding in findings) or not findings)
+
+
+def run_page(args: argparse.Namespace, device: torch.device) -> int:
+    """Write the page from what there is."""
+    print(write_page(args.output))
+    return 0
+
+
+def names(text: str) -> tuple[str, ...]:
+    """An option's list, NAME,NAME."""
+    return tuple(part for part in text.split(",") if part)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """An option's list of whole numbers."""
+    return tuple(int(part) for part in names(text))
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("options", nargs="*", metavar="option=value", help="of camexp.run")
+    modes = made.add_mutually_exclusive_group()
+    for name, run in MODES.items():
+        modes.add_argument(f"--{name}", dest="run", action="store_const", const=run)
+    made.add_argument("--budget", type=float, default=15.0, help="minutes for the table (15)")
+    made.add_argument("--rounds", type=int, default=5, help="alternating rounds per cell, at most (5)")
+    made.add_argument("--methods", type=names, default=METHODS, help="NAME,NAME,...; all but the controls")
+    made.add_argument("--models", type=names, default=MODELS, help="NAME,...; files of configs/model")
+    made.add_argument("--images", type=numbers, default=(1, 16), help="N,N,...; images per call (1,16)")
+    made.add_argument("--classes", type=numbers, default=(1, 3), help="N,N,...; classes per image (1,3)")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda")
+    made.add_argument("--output", type=Path, default=DOCS, help="folder of the CSVs and the page (docs)")
+    made.add_argument("--fresh", action="store_true", help="measure finished cells anew")
+    made.add_argument("--full", action="store_true", help="--guard with the methods' own parameters")
+    return made
+
+
+MODES: dict[str, Callable[[argparse.Namespace, torch.device], int]] = {
+    "scaling": run_scaling,
+    "techniques": run_techniques,
+    "guard": run_guard,
+    "page": run_page,
+}
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise a CamexpError for numbers out of range, unknown models and what is no option."""
+    for message, valid in (
+        ("--budget must be positive", args.budget > 0),
+        ("--rounds must be at least 1", args.rounds >= 1),
+        ("--images must be whole numbers from 1 on", min(args.images, default=0) >= 1),
+        (f"--classes must be whole numbers from 1 to {CLASSES}", set(args.classes) <= set(range(1, CLASSES + 1))),
+        ("--methods and --models must not be empty", bool(args.methods and args.models and args.classes)),
+    ):
+        if not valid:
+            raise CamexpError(message)
+    known = sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    unknown = [model for model in args.models if model not in known]
+    if unknown:
+        raise CamexpError(f"--models {', '.join(unknown)}: no such model; there are {', '.join(known)}")
+    stray = [option for option in args.options if "=" not in option]
+    if stray:
+        raise CamexpError(f"{' '.join(stray)}: options are written option=value")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_intermixed_args(argv)
+    args.given = sys.argv[1:] if argv is None else argv
+    keep_freed_memory()
+    try:
+        check(args)
+        return (args.run or run_table)(args, make_device(args.device))
+    except (CamexpError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130

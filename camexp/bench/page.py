@@ -1,0 +1,171 @@
+"""The table for the terminal, and the Markdown page, from the CSVs alone."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+from camexp.bench.cells import COLUMNS, Row
+from camexp.bench.table import read_info
+from camexp.bench.targets import ELSEWHERE, TARGETS, judge, place
+from camexp.experiment import label_of
+from camexp.files import write_atomically
+from camexp.records import read_csv
+from camexp.report.markdown import grid
+
+HEAD = """# How fast the methods are
+
+Made by `make bench` (`scripts/bench.py`). **ours/floor** is camexp's time over that of the passes through the network
+that the method's formula needs, at the network's best on the same machine: inference mode, channels last, batch norms
+folded, the best number of images per pass. **peer/ours** is the time of the fastest of grad-cam, torchcam and captum
+that has the method over camexp's: larger is better. Both are of one run, in alternating rounds after a rehearsal; times
+are medians, with the fastest and the slowest round.
+"""
+
+HOW = """## How it is measured
+
+- Networks have random weights at full width, images are random: time does not depend on them, except for the number
+  of masks of Score-CAM, SISE, Ada-SISE and Ablation-CAM, which is counted on the images at hand.
+- The floor is the sum of rows per kind of pass (`camexp/bench/work.py`) times seconds per row. With several classes it
+  has one forward per image and one backward per class. Masks, reductions and enlarging are not in it. Seconds per row
+  are found once per network, and follow the machine: a short plain forward before and after every round tells how
+  fast it is then.
+- A call that takes longer than its share of the time is ended after some of its passes, and the rest, which is
+  uniform, is extrapolated to the papers' number of masks, steps or iterations: column `extrapolated`, for camexp and
+  peers alike.
+- Peers run on their own copy of the plain network with the same weights, in batches where they take them, with one
+  forward for several classes where they can, and their settings for rows per pass set.
+- The process keeps freed memory (`camexp.memory`), which serves the peers as well.
+- Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
+  at every 5 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
+- The controls are left out: they ask nothing of the network.
+"""
+
+NO_GPU = """No GPU was at hand. On a machine with one, this fills the section:
+
+```sh
+make bench OPTIONS="--device cuda --images 1,16,64 --budget 60"
+```
+"""
+
+DEVICES = {"cpu": "CPU", "gpu": "GPU"}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All cells, one line each."""
+    head = ["method", "model", "images", "classes", "ms per map", "low-high", "floor", "ours/floor"]
+    head += ["fastest peer", "its ms", "peer/ours", "MiB", "peer's MiB", "extrapolated"]
+    return grid([head, *(_line(row) for row in rows)])
+
+
+def _line(row: Row) -> list[str]:
+    peer = [row["fastest_peer"], _ms(row["peer_seconds"]), _short(row["peer/ours"])]
+    return [
+        *(row["method"], row["model"], row["images"], row["classes"], _ms(row["seconds_per_map"])),
+        *(f"{_ms(row['low'])}-{_ms(row['high'])}", _ms(row["floor"]), _short(row["ours/floor"]), *peer),
+        *(_whole(row["peak_mb"]), _whole(row["peer_peak_mb"]), row["extrapolated"]),
+    ]
+
+
+def _ms(seconds: str) -> str:
+    return f"{float(seconds) * 1000:.4g}" if seconds else ""
+
+
+def _short(value: str) -> str:
+    return f"{float(value):.3g}" if value else ""
+
+
+def _whole(value: str) -> str:
+    return f"{float(value):.0f}" if value else ""
+
+
+def headline(rows: Sequence[Row]) -> str:
+    """Per method ours/floor and peer/ours for each number of images and classes, geometric means over the models."""
+    shapes = sorted({(int(row["images"]), int(row["classes"])) for row in rows})
+    names = [f"{images} x {classes}" for images, classes in shapes]
+    head = ["method", *(f"ours/floor {name}" for name in names), *(f"peer/ours {name}" for name in names)]
+    lines = [head]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        cells = [_mean(own, shape, column) for column in ("ours/floor", "peer/ours") for shape in shapes]
+        lines.append([label_of(method), *cells])
+    return grid(lines)
+
+
+def _mean(rows: Sequence[Row], shape: tuple[int, int], column: str) -> str:
+    of_shape = [row for row in rows if (int(row["images"]), int(row["classes"])) == shape]
+    values = [float(row[column]) for row in of_shape if row[column]]
+    return f"{geometric_mean(values):.2f}" if values else ""
+
+
+def verdicts(rows: Sequence[Row], device: str) -> str:
+    """The targets and whether they are met."""
+    own = [target for target in TARGETS if target.device == device]
+    return grid([["target", "verdict"], *([target.text, judge(target, rows).text] for target in own)])
+
+
+def section(folder: Path, device: str) -> str:
+    """What was measured on the CPU or a GPU."""
+    path = folder / f"bench_{device}.csv"
+    title = f"## {DEVICES[device]}\n"
+    if not path.is_file():
+        return f"{title}\n{NO_GPU if device == 'gpu' else 'Not measured yet: `make bench`.'}"
+    rows, info = read_csv(path, COLUMNS), read_info(path)
+    parts = [title, _machine(info.get("made_with", {}), rows), _command(info.get("command", []))]
+    parts += ["Images x classes per image, geometric means over the networks:\n", headline(rows) + "\n"]
+    parts += [
+        verdicts(rows, device) + "\n",
+        "<details><summary>All cells</summary>\n",
+        table(rows) + "\n",
+        "</details>\n",
+    ]
+    if info.get("left_out"):
+        parts += ["Left out:\n", *(f"- {cell}: {reason}" for cell, reason in info["left_out"].items()), ""]
+    for name, heading in (("techniques", "What each technique buys"), ("scaling", "Scaling and start-up")):
+        parts += _extra(folder / f"bench_{name}_{device}.csv", heading)
+    return "\n".join(parts)
+
+
+def _machine(made_with: dict[str, Any], rows: Sequence[Row]) -> str:
+    """The machine, versions, and how long the best plain forward takes."""
+    known = {key: value for key, value in made_with.items() if value not in (None, [], "")}
+    plain = {row["model"]: _ms(row["forward_seconds"]) for row in rows}
+    forward = ", ".join(f"{model} {ms} ms" for model, ms in plain.items())
+    told = ", ".join(f"{key} {value}" for key, value in known.items())
+    return f"{told}. Best plain forward per image: {forward}.\n"
+
+
+def _command(command: Sequence[str]) -> str:
+    return f"Command: `{' '.join(command)}`\n" if command else ""
+
+
+def _extra(path: Path, heading: str) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [f"### {heading}\n", grid(list(csv.reader(file))) + "\n"]
+
+
+def page(folder: Path) -> str:
+    """The whole page."""
+    elsewhere = "\n".join(f"- {text}" for text in ELSEWHERE)
+    parts = [HEAD, section(folder, "cpu"), section(folder, "gpu"), HOW, f"## Not in this table\n\n{elsewhere}\n"]
+    return "\n".join(parts)
+
+
+def write_page(folder: Path) -> Path:
+    """Write the page beside the CSVs."""
+    path = folder / "bench.md"
+    write_atomically(path, page(folder))
+    return path
+
+
+def summary(rows: Sequence[Row], left_out: dict[str, str], device: str) -> str:
+    """What is said in the terminal at the end."""
+    slow = [row for row in rows if float(row["ours/floor"]) > 1.15]
+    slow.sort(key=lambda row: -float(row["ours/floor"]))
+    lines = [table(rows), "", verdicts(rows, device)]
+    lines += [f"\nabove 1.15 x floor: {', '.join(place(row) for row in slow)}"] if slow else []
+    lines += [f"\nleft out ({len(left_out)} cells; the same command goes on with them):"] if left_out else []
+    return "\n".join([*lines, *(f"  {cell}: {reason}" for cell, reason in left_out.items())])
