@@ -81,7 +81,7 @@ import sys
 from camexp.datasets.voc import VOC
 from camexp.loading import load_batches
 from camexp.models.preprocess import Preprocess
-batches = load_batches(VOC(sys.argv[1]), Preprocess(size=16), [[0], [1], [3], [4]] * 1000, 2)
+batches = load_batches(VOC(sys.argv[1]), Preprocess(size=16), [[0], [1], [3], [4]] * 250_000, 2)
 next(batches)
 try:
     print("started", flush=True)
