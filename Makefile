@@ -6,10 +6,10 @@ OPTIONS ?=
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce report test lint format train bench clean data-voc2007 data-coco2014 data-severstal weights
+.PHONY: help setup reproduce report test lint format train bench clean data-voc2007 data-coco2014 data-coco2014-train data-severstal weights
 
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 20
 
 $(VENV)/.done: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "camexp needs Python >= 3.11, found " + sys.version.split()[0] + "; set PYTHON=")'
@@ -52,6 +52,9 @@ data-voc2007: setup  ## fetch VOC 2007 into data/ (0.9 GB; OPTIONS=--dry-run sho
 
 data-coco2014: setup  ## fetch COCO 2014's validation images and annotations into data/ (6.9 GB)
 	@$(RUN) scripts/download.py coco2014 $(OPTIONS)
+
+data-coco2014-train: setup  ## also fetch COCO 2014's training images, for training on them (another 13 GB)
+	@$(RUN) scripts/download.py coco2014 coco2014_train $(OPTIONS)
 
 data-severstal: setup  ## explain Kaggle's step for Severstal, and unpack it (OPTIONS="--from FILE")
 	@$(RUN) scripts/download.py severstal $(OPTIONS)

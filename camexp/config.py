@@ -21,8 +21,7 @@ from camexp.models.classifier import Classifier
 from camexp.models.fold import fold_batch_norms
 from camexp.models.forward_batch import ON_CPU, largest_batch
 from camexp.models.preprocess import Preprocess
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from camexp.places import CONFIGS
 
 NOT_IDENTITY = ("root", "hint", "checkpoint", "name", "cache")
 """Keys of `dataset` and `model` that name places, not numbers; content is identified by hashes."""

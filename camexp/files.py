@@ -1,12 +1,19 @@
-"""Files that are replaced as a whole or not at all, and what a full disk is called."""
+"""Files that are replaced as a whole or not at all, free space, and what a full disk is called."""
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from camexp.errors import CamexpError
+
+
+def free_bytes(path: Path) -> int:
+    """Free space on the disk on which `path` is, or will be."""
+    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free
 
 
 @contextmanager

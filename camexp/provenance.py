@@ -10,6 +10,7 @@ import torch
 import torchvision
 
 import camexp
+from camexp.places import CONFIGS
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -30,7 +31,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the package's checkout, with "+changes" when files differ; None outside of one."""
-    here = Path(camexp.__file__).parent
+    here = Path(camexp.__file__).resolve().parent
+    if CONFIGS.is_relative_to(here):  # installed: a repository around it is not its own
+        return None
     try:
         describe = [
             "git",

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from camexp.command import exit_status
 from camexp.config import compose_config, make_device
 from camexp.errors import CamexpError
 from camexp.experiment import load_suite, probe_seconds
@@ -90,6 +91,21 @@ def with_options(run: PlannedRun, *options: str) -> PlannedRun:
     return replace(run, overrides=(*run.overrides, *options))
 
 
+def reproduce(args: argparse.Namespace) -> int:
+    """Print the plan, and without --dry-run execute it and print the tables; the exit status."""
+    experiments = load_suite(args.suite)
+    cfg = compose_config(args.options)
+    jobs = args.jobs or (1 if make_device(cfg.device).type == "cuda" else os.cpu_count() or 1)
+    budget = probe_seconds(args.suite) if args.probe is None else args.probe
+    prospects = Surveyor(budget).survey(plan(experiments, args.options))
+    print(describe(prospects, Path(cfg.results_dir)), flush=True)
+    if args.dry_run:
+        return 0
+    status = compute([prospect.run for prospect in prospects if not prospect.problem], jobs)
+    print_report(Path(cfg.results_dir), experiments)
+    return max([status, *(2 for prospect in prospects if prospect.problem)])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="?", default="mini", help="a file of configs/suite or configs/experiment")
@@ -98,24 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
     parser.add_argument("--probe", type=float, help="seconds per run for estimating its time; 0 for no estimate")
     args = parser.parse_intermixed_args(argv)
-    try:
-        experiments = load_suite(args.suite)
-        cfg = compose_config(args.options)
-        jobs = args.jobs or (1 if make_device(cfg.device).type == "cuda" else os.cpu_count() or 1)
-        budget = probe_seconds(args.suite) if args.probe is None else args.probe
-        prospects = Surveyor(budget).survey(plan(experiments, args.options))
-        print(describe(prospects, Path(cfg.results_dir)), flush=True)
-        if args.dry_run:
-            return 0
-        status = compute([prospect.run for prospect in prospects if not prospect.problem], jobs)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: finished batches stay; the same command goes on from here", file=sys.stderr)
-        return 130
-    print_report(Path(cfg.results_dir), experiments)
-    return max([status, *(2 for prospect in prospects if prospect.problem)])
+    return exit_status(
+        lambda: reproduce(args), "interrupted: finished batches stay; the same command goes on from here"
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
+from camexp.places import CONFIGS
 from camexp.runner import execute
 
 EMBEDDED_NOTE = (
@@ -32,17 +33,10 @@ def report(cfg: DictConfig) -> int:
     return 0
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def _main(cfg: DictConfig) -> None:
-    try:
-        status = report(cfg)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: finished batches are in {cfg.output}; the same command goes on", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+    told = f"interrupted: finished batches are in {cfg.output}; the same command goes on"
+    sys.exit(exit_status(lambda: report(cfg), told))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from camexp.datasets.base import Dataset, Sample
 from camexp.errors import CamexpError
+from camexp.explain import stack
 from camexp.maps import fed_pixels
 from camexp.methods.base import Method, scale_to_unit
 from camexp.metrics import Explained, Metric
 from camexp.models.classifier import Classifier
-from camexp.models.preprocess import Preprocess
-from camexp.pairs import Pairs
+from camexp.models.preprocess import Fed, Preprocess, feed
 from camexp.pictures import Picture, SheetRow, label_objects, outline, overlay
 
 LABEL_SIZE = 12
@@ -33,16 +33,15 @@ class Shown:
     ----------
     index: its position in the data set.
     sample: the decoded image (W,H), its P pairs and their masks (H,W).
-    tensor: (3,h,w), as the network is fed it; masks: (P,h,w) bool, in the same size.
-    fed: (h,w,3) uint8, `tensor` as pixels.
+    fed: image (3,h,w) and masks (P,h,w), as the network is fed them.
+    pixels: (h,w,3) uint8, the fed image.
     names: P class names, marked when all the objects are difficult.
     """
 
     index: int
     sample: Sample
-    tensor: Tensor
-    masks: Tensor
-    fed: np.ndarray
+    fed: Fed
+    pixels: np.ndarray
     names: list[str]
 
     @property
@@ -56,11 +55,11 @@ class Shown:
 
     def size(self) -> str:
         height, width = self.photograph.shape[:2]
-        return f"{width}x{height} pixels, fed as {self.fed.shape[1]}x{self.fed.shape[0]}"
+        return f"{width}x{height} pixels, fed as {self.pixels.shape[1]}x{self.pixels.shape[0]}"
 
     def share(self, pair: int) -> str:
         """How much of the fed image the pair's ground truth covers."""
-        return f"{100 * self.masks[pair].double().mean().item():.1f} %"
+        return f"{100 * self.fed.masks[pair].double().mean().item():.1f} %"
 
     def photograph_with(self, which: Sequence[int]) -> Picture:
         """The photograph with the ground truth of some pairs, outlined and named."""
@@ -74,7 +73,8 @@ class Shown:
 
     def fed_with(self, pair: int) -> Picture:
         """The image as fed with one pair's ground truth and its share of the image."""
-        return Picture(outline(self.fed, self.masks[pair].numpy()), f"{self.names[pair]}, area {self.share(pair)}")
+        drawn = outline(self.pixels, self.fed.masks[pair].numpy())
+        return Picture(drawn, f"{self.names[pair]}, area {self.share(pair)}")
 
 
 def show(dataset: Dataset, index: int, preprocess: Preprocess) -> Shown:
@@ -85,12 +85,11 @@ def show(dataset: Dataset, index: int, preprocess: Preprocess) -> Shown:
     CamexpError: when it cannot be read.
     """
     sample = dataset.load(index)
-    if sample.image is None:
+    fed = feed(sample, preprocess)
+    if fed.image is None:
         raise CamexpError(f"{sample.image_id} (index {index}): {sample.failures[0].reason}")
-    tensor = preprocess.image(sample.image)
-    masks = preprocess.masks(sample.masks, sample.image.width, sample.image.height)
     names = [dataset.classes[t.class_id] + " (difficult)" * t.difficult for t in sample.targets]
-    return Shown(index, sample, tensor, masks, fed_pixels(tensor, preprocess), names)
+    return Shown(index, sample, fed, fed_pixels(fed.image, preprocess), names)
 
 
 def show_all(dataset: Dataset, indices: Sequence[int], preprocess: Preprocess) -> tuple[list[Shown], list[str]]:
@@ -110,7 +109,7 @@ def show_all(dataset: Dataset, indices: Sequence[int], preprocess: Preprocess) -
 def ground_truth_row(shown: Shown) -> SheetRow:
     """The photograph with all its pairs, then the fed image once for each pair."""
     pairs = range(len(shown.names))
-    fed = [shown.fed_with(pair) for pair in pairs] or [Picture(shown.fed, "no pairs to explain")]
+    fed = [shown.fed_with(pair) for pair in pairs] or [Picture(shown.pixels, "no pairs to explain")]
     return SheetRow(f"{shown.title}, {shown.size()}", [shown.photograph_with(pairs), *fed])
 
 
@@ -118,7 +117,7 @@ def ground_truth_row(shown: Shown) -> SheetRow:
 
 
 @dataclass(frozen=True)
-class Explanation:
+class ShownMaps:
     """The maps (P,h,w) of one method for the pairs of one image, on the CPU, and their EBPG (P,)."""
 
     maps: Tensor
@@ -132,63 +131,55 @@ class Explanation:
 
     def picture(self, shown: Shown, pair: int, colours: str) -> Picture:
         values = scale_to_unit(self.maps[pair].nan_to_num())
-        return Picture(
-            outline(overlay(shown.fed, values.numpy(), colours), shown.masks[pair].numpy()), self.caption(pair)
-        )
+        laid_over = overlay(shown.pixels, values.numpy(), colours)
+        return Picture(outline(laid_over, shown.fed.masks[pair].numpy()), self.caption(pair))
 
 
 @dataclass(frozen=True)
-class Explainer:
+class MapMaker:
     """The network, and the metric that stands under each map."""
 
     classifier: Classifier
     ebpg: Metric
 
-    def batch(self, shown: Shown) -> tuple[Tensor, Pairs]:
-        """The image (1,3,h,w) and its pairs, on the network's device."""
-        target = torch.tensor([t.class_id for t in shown.sample.targets], dtype=torch.int64)
-        pairs = Pairs(torch.zeros_like(target), target, (shown.sample.image_id,), shown.masks)
-        return shown.tensor[None].to(self.classifier.device), pairs.to(self.classifier.device)
-
     @torch.no_grad()
     def confidence(self, shown: Shown) -> list[str]:
         """What the network says of each pair."""
-        images, pairs = self.batch(shown)
+        images, pairs = stack([shown.fed], self.classifier.device)
         scores = self.classifier.scores(images)[0]
         first = int(scores.argmax())
         return [f"p = {scores[t].item():.3g}" + ", first choice" * (t == first) for t in pairs.target.tolist()]
 
-    def explain(self, method: Method, shown: Shown) -> Explanation:
+    def maps(self, method: Method, shown: Shown) -> ShownMaps:
+        """The method's maps of the image's pairs."""
         if not shown.names:
-            return Explanation(torch.zeros(0), torch.zeros(0))
-        images, pairs = self.batch(shown)
+            return ShownMaps(torch.zeros(0), torch.zeros(0))
+        images, pairs = stack([shown.fed], self.classifier.device)
         maps = method(self.classifier, images, pairs).detach()
         with torch.no_grad():
             confidence = self.classifier.scores(images)[0, pairs.target]
             ebpg = self.ebpg(Explained(self.classifier, images, pairs, maps.nan_to_num(), confidence))
-        return Explanation(maps.cpu(), ebpg.cpu())
+        return ShownMaps(maps.cpu(), ebpg.cpu())
 
 
-def explain_all(
-    explainer: Explainer, methods: dict[str, Method], images: Sequence[Shown]
-) -> tuple[dict[str, list[Explanation]], list[str]]:
-    """The explanations of all images by each method that can run, and why others cannot."""
-    explanations, problems = {}, []
+def maps_of_all(
+    maker: MapMaker, methods: dict[str, Method], images: Sequence[Shown]
+) -> tuple[dict[str, list[ShownMaps]], list[str]]:
+    """The maps of all images by each method that can run, and why others cannot."""
+    maps, problems = {}, []
     with tqdm(methods.items(), leave=False, disable=None) as progress:
         for title, method in progress:
             progress.set_description(title)
             try:
-                explanations[title] = [explainer.explain(method, shown) for shown in images]
+                maps[title] = [maker.maps(method, shown) for shown in images]
             except CamexpError as error:
                 problems.append(f"{title} skipped: {error}")
-    return explanations, problems
+    return maps, problems
 
 
-def map_rows(
-    shown: Shown, confidence: Sequence[str], explanations: Sequence[Explanation], colours: str
-) -> Iterator[SheetRow]:
+def map_rows(shown: Shown, confidence: Sequence[str], maps: Sequence[ShownMaps], colours: str) -> Iterator[SheetRow]:
     """For each pair the photograph, the image as fed, and every method's map."""
     for pair, (name, said) in enumerate(zip(shown.names, confidence, strict=True)):
-        maps = [explanation.picture(shown, pair, colours) for explanation in explanations]
-        pictures = [shown.photograph_with([pair]), shown.fed_with(pair), *maps]
+        laid_over = [of_method.picture(shown, pair, colours) for of_method in maps]
+        pictures = [shown.photograph_with([pair]), shown.fed_with(pair), *laid_over]
         yield SheetRow(f"{shown.title}, {name}: {said}", pictures)

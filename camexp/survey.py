@@ -1,6 +1,5 @@
 """What runs will take before they start: what is missing for them, how many pairs are left, and how long they last."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.explain import clock, stack
+from camexp.files import free_bytes
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import feed
 from camexp.pairs import Pairs
@@ -193,10 +193,8 @@ def _totals(prospects: list[Prospect], results: Path) -> Iterator[str]:
     if any(p.seconds for p in able):
         bound = " at least" if any(p.at_least for p in able) else ""
         yield f"time{bound}: {duration(sum(p.seconds or 0 for p in able))} on this machine, from probes of one image"
-    existing = next(parent for parent in (results.absolute(), *results.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free / 1e9
     need = sum(p.left for p in able) * BYTES_PER_ROW / 1e6
-    yield f"disk: about {need:.1f} MB of rows in {results}; {free:.0f} GB are free"
+    yield f"disk: about {need:.1f} MB of rows in {results}; {free_bytes(results) / 1e9:.0f} GB are free"
 
 
 def _problems(prospects: list[Prospect]) -> Iterator[str]:

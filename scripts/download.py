@@ -1,6 +1,6 @@
 """Fetch the papers' data sets and checkpoints, check and unpack them. Nothing is fetched unless this script is called.
 
-    python scripts/download.py voc2007                                  # or coco2014, severstal, weights
+    python scripts/download.py voc2007                                  # or another of those that --list shows
     python scripts/download.py voc2007 --from VOCtest_06-Nov-2007.tar   # an archive fetched by hand
     python scripts/download.py voc2007 --verify                         # count what is there
     python scripts/download.py --list
@@ -13,6 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from camexp.command import exit_status
 from camexp.download.bring import Store, assign, bring, only
 from camexp.download.fetch import Network
 from camexp.download.manifest import MANIFEST, Item, load_manifest
@@ -22,14 +23,7 @@ from camexp.errors import CamexpError
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        return run(args)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: what has come stays, and the same command goes on from there", file=sys.stderr)
-        return 130
+    return exit_status(lambda: run(args), "interrupted: what has come stays, and the same command goes on from there")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -72,7 +66,7 @@ def handle(store: Store, item: Item, args: argparse.Namespace) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("items", nargs="*", metavar="ITEM", help="voc2007, coco2014, severstal, weights")
+    made.add_argument("items", nargs="*", metavar="ITEM", help="voc2007, coco2014, coco2014_train, severstal, weights")
     made.add_argument("--list", action="store_true", help="show what there is, with licence and state")
     made.add_argument("--verify", action="store_true", help="count files, say what is missing; 1 when incomplete")
     made.add_argument(

@@ -16,7 +16,7 @@ from camexp.config import CONFIGS
 from camexp.experiment import label_of
 from camexp.methods import FAMILIES
 
-PAGE = CONFIGS.parent / "docs" / "methods.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 
 HEAD = """# Methods
 

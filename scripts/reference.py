@@ -3,7 +3,7 @@
 python scripts/reference.py [--check] [--file tests/reference/mini.json]
 
 Make them anew only when the scores are meant to change, and say why in the commit.
-Exit status: 0 done or equal, 1 different, 2 a mistake that the message explains.
+Exit status: 0 done or equal, 1 different, 2 a mistake that the message explains, 130 interrupted.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
 from camexp.report import regression
 
 FILE = Path(__file__).resolve().parent.parent / "tests" / "reference" / "mini.json"
@@ -27,20 +27,19 @@ def check(reference: Path, folder: Path) -> int:
     return int(different > 0)
 
 
+def remake(reference: Path, folder: Path) -> int:
+    """Run everything once and keep the scores."""
+    regression.write_reference(reference, regression.make_reference(folder))
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
     parser.add_argument("--file", type=Path, default=FILE, help="the reference file")
     args = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if args.check:
-                return check(args.file, Path(folder))
-            regression.write_reference(args.file, regression.make_reference(Path(folder)))
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return exit_status(lambda: (check if args.check else remake)(args.file, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
 from camexp.experiment import load_suite
 from camexp.report.main import FORMATS, print_report
 from camexp.report.verdicts import Tolerance
+
+
+def report(args: argparse.Namespace) -> int:
+    """Print and write what the command line asks for."""
+    chosen = [experiment for name in args.suites for experiment in load_suite(name)]
+    tolerance = Tolerance(args.points, args.factor)
+    print_report(args.results, chosen or None, args.format, args.details, tolerance, args.figures)
+    return 0
 
 
 def main() -> int:
@@ -23,14 +31,7 @@ def main() -> int:
     parser.add_argument("--points", type=float, default=Tolerance.points, help="tolerance in percent points (2)")
     parser.add_argument("--factor", type=float, default=Tolerance.factor, help="tolerance of run times (2)")
     args = parser.parse_args()
-    try:
-        chosen = [experiment for name in args.suites for experiment in load_suite(name)]
-        tolerance = Tolerance(args.points, args.factor)
-        print_report(args.results, chosen or None, args.format, args.details, tolerance, args.figures)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: report(args))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ Options are those of camexp.run (dataset=, model=, model.checkpoint=, protocol.<
   colours=inferno        matplotlib's colour map for the maps
 
 Without methods no network is needed. Exit status: 0 done, 1 something could not be shown and is named, 2 a mistake
-that the message explains.
+that the message explains, 130 interrupted.
 """
 
 import argparse
@@ -32,13 +32,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from camexp import config
+from camexp.command import exit_status
 from camexp.config import CONFIGS, compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.maps import write_image
 from camexp.methods import FAMILIES
 from camexp.pictures import COLOURS, SheetRow, sheet
-from camexp.show import Explainer, Explanation, Shown, explain_all, ground_truth_row, map_rows, show_all
+from camexp.show import MapMaker, Shown, ShownMaps, ground_truth_row, map_rows, maps_of_all, show_all
 
 OWN_OPTIONS = ("index", "image_id", "methods", "output", "height", "across", "colours")
 FORMATS = (".png", ".jpg", ".jpeg", ".webp")
@@ -174,10 +175,10 @@ def draw(own: dict[str, str], overrides: list[str]) -> int:
     if methods and images:
         made = {m.title: config.make_method(compose_config([*overrides, *m.overrides()])) for m in methods}
         classifier, _ = config.make_classifier(cfg, len(dataset.classes))
-        explainer = Explainer(classifier, config.make_metrics(cfg)["ebpg"])
-        explanations, skipped = explain_all(explainer, made, images)
-        rows = rows_with_maps(explainer, images, explanations, own.get("colours", COLOURS))
-        columns, problems = ["photograph", "as fed", *explanations], problems + skipped
+        maker = MapMaker(classifier, config.make_metrics(cfg)["ebpg"])
+        maps, skipped = maps_of_all(maker, made, images)
+        rows = rows_with_maps(maker, images, maps, own.get("colours", COLOURS))
+        columns, problems = ["photograph", "as fed", *maps], problems + skipped
     else:
         for shown in images:
             tell(shown)
@@ -191,26 +192,26 @@ def draw(own: dict[str, str], overrides: list[str]) -> int:
 
 
 def rows_with_maps(
-    explainer: Explainer, images: list[Shown], explanations: dict[str, list[Explanation]], colours: str
+    maker: MapMaker, images: list[Shown], maps: dict[str, list[ShownMaps]], colours: str
 ) -> list[SheetRow]:
     """The rows of all pairs; what they show is printed too."""
     rows = []
     for number, shown in enumerate(images):
-        of_image = {title: several[number] for title, several in explanations.items()}
-        confidence = explainer.confidence(shown)
+        of_image = {title: several[number] for title, several in maps.items()}
+        confidence = maker.confidence(shown)
         tell(shown, confidence, of_image)
         rows += list(map_rows(shown, confidence, list(of_image.values()), colours)) or [ground_truth_row(shown)]
     return rows
 
 
-def tell(shown: Shown, confidence: list[str] | None = None, explanations: dict[str, Explanation] | None = None) -> None:
+def tell(shown: Shown, confidence: list[str] | None = None, maps: dict[str, ShownMaps] | None = None) -> None:
     """Print what the picture shows."""
     print(f"{shown.title}: {shown.size()}")
     for pair, name in enumerate(shown.names):
         said = f", {confidence[pair]}" if confidence else ""
         print(f"  {name}: {shown.share(pair)} of the fed image{said}")
-        for title, explanation in (explanations or {}).items():
-            print(f"    {title}: {explanation.caption(pair)}")
+        for title, of_method in (maps or {}).items():
+            print(f"    {title}: {of_method.caption(pair)}")
     if not shown.names:
         print("  no pairs to explain")
 
@@ -218,13 +219,8 @@ def tell(shown: Shown, confidence: list[str] | None = None, explanations: dict[s
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", metavar="option=value")
-    try:
-        return draw(*split_options(parser.parse_args(argv).options))
-    except (CamexpError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    own, overrides = split_options(parser.parse_args(argv).options)
+    return exit_status(lambda: draw(own, overrides), mistakes=(CamexpError, HydraException, OmegaConfBaseException))
 
 
 if __name__ == "__main__":

@@ -279,16 +279,25 @@ def test_voc_xml_that_cannot_be_read_is_listed(tmp_path, content):
     assert dataset.targets == ((), (Target(CAT),))
 
 
-def test_voc_image_of_another_size_than_the_xml_s_fails(tmp_path):
-    objects = [("cat", (1, 1, 2, 2), 0)]
-    root = make_voc(tmp_path, {"a": objects, "b": objects, "c": objects})
-    for image_id, width, height in (("a", 8, 10), ("b", 10, 8), ("c", 0, 0)):
+def test_voc_size_that_the_xml_states_may_be_wrong(tmp_path):
+    """The boxes are in pixels of the image file."""
+    objects = [("cat", (9, 7, 10, 8), 0)]
+    root = make_voc(tmp_path, {"a": objects, "b": objects, "c": objects, "d": objects})
+    for image_id, width, height in (("a", 8, 10), ("b", 10, 8), ("c", 0, 0), ("d", "", "wide")):
         path = root / "VOC2007" / "Annotations" / f"{image_id}.xml"
         size = f"<size><width>{width}</width><height>{height}</height></size></annotation>"
         path.write_text(path.read_text().replace("</annotation>", size))
     dataset = VOC(str(root))
-    assert [len(dataset.load(i).failures) for i in range(3)] == [1, 0, 0]
-    assert "the file has 10x8 pixels, the XML says 8x10" in dataset.load(0).failures[0].reason
+    expected = np.zeros((8, 10), bool)
+    expected[6:, 8:] = True
+    for sample in map(dataset.load, range(4)):
+        assert not sample.failures
+        np.testing.assert_array_equal(sample.masks[0], expected)
+
+
+def test_voc_boxes_of_a_larger_image_fail(tmp_path):
+    root = make_voc(tmp_path, {"a": [("cat", (12, 4, 30, 16), 0)]})
+    assert "reaches outside the image file of 10x8 pixels" in VOC(str(root)).load(0).failures[0].reason
 
 
 def test_voc_list_that_is_not_utf8(tmp_path):

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors import safe_open
+from test_models import Intruder, saved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -409,11 +410,6 @@ def test_what_is_wrong_in_a_file_is_named(architecture: str, change: dict[str, A
         to_torchvision(state, NARROW)
 
 
-def saved(path: Path, content: Any) -> Path:
-    torch.save(content, path)
-    return path
-
-
 @every_architecture
 @pytest.mark.parametrize("nesting", [None, "state_dict", "model"])
 @torch.no_grad()
@@ -441,16 +437,6 @@ def test_files_of_the_old_format_convert(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     convert_torchray(tmp_path / "old.pth.tar", tmp_path / "new.safetensors", NARROW)
     assert (tmp_path / "new.safetensors").is_file()
-
-
-class Intruder:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path):
-        self.folder = str(folder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (self.folder,)
 
 
 def test_wrong_sources_are_refused_and_the_target_stays(tmp_path: Path) -> None:

@@ -110,21 +110,28 @@ def test_voc_difficult_boxes(tmp_path):
     assert [int(mask.sum()) for mask in kept.masks] == [4, 8]
 
 
-def test_voc_box_partly_outside_is_clipped(tmp_path):
-    objects = [("cat", (-3, 0, 2, 3), 0), ("dog", (9, 7, 14, 20), 0)]
+def test_voc_box_one_pixel_outside_is_clipped(tmp_path):
+    objects = [("cat", (0, 0, 2, 3), 0), ("dog", (9, 7, 11, 9), 0)]
     sample = VOC(str(make_voc(tmp_path, {"a": objects}))).load(0)
     assert [int(mask.sum()) for mask in sample.masks] == [2 * 3, 2 * 2]
     assert sample.masks[0][:3, :2].all()
     assert sample.masks[1][6:, 8:].all()
 
 
-@pytest.mark.parametrize("box", [(11, 1, 15, 4), (1, 9, 4, 12), (-5, 1, 0, 4)])
-def test_voc_box_without_a_pixel_fails_its_pair_only(tmp_path, box):
+@pytest.mark.parametrize(
+    "box",
+    [
+        *((11, 1, 15, 4), (1, 9, 4, 12), (-5, 1, 0, 4), (11, 1, 11, 4), (1, 0, 4, 0)),  # without a pixel in the image
+        *((-1, 1, 2, 3), (1, -1, 2, 3), (9, 7, 12, 8), (9, 7, 10, 10)),  # two pixels too far
+    ],
+)
+def test_voc_box_outside_fails_its_pair_only(tmp_path, box):
     sample = VOC(str(make_voc(tmp_path, {"a": [("cat", box, 0), ("dog", (1, 1, 2, 2), 0)]}))).load(0)
     assert [t.class_id for t in sample.targets] == [DOG]
     assert len(sample.masks) == 1
     assert [(f.image_id, f.class_id) for f in sample.failures] == [("a", CAT)]
-    assert "10x8" in sample.failures[0].reason
+    written = ", ".join(map(str, box))
+    assert f"box ({written}) reaches outside the image file of 10x8 pixels" in sample.failures[0].reason
 
 
 def test_voc_object_without_a_box_fails_its_class_only(tmp_path):

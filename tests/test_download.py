@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from camexp import files
 from camexp.download import bring, disk, extract, http
 from camexp.download.archive import UnsafeArchive
 from camexp.download.bring import Store
@@ -272,7 +273,7 @@ def test_full_disk_keeps_what_has_come(site, tmp_path, monkeypatch):
 
 def test_size_that_the_server_says_must_fit(site, tmp_path, monkeypatch):
     site.files["a.bin"] = BODY
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(511_999))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(511_999))
     with pytest.raises(disk.DiskFull, match="512 kB are needed and 512 kB are free"):
         bring_body(site, tmp_path)
 
@@ -640,7 +641,7 @@ def test_steps_of_the_user_are_explained(world, capsys):
 
 def test_plan_does_not_fit_on_the_disk(world, monkeypatch, capsys):
     world.add_archive("voc", size=10**6)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(10**6))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(10**6))
     assert world("voc") == 2
     assert "1 MB are needed and 1 MB are free" in capsys.readouterr().err
     assert world.site.log == []
@@ -778,7 +779,7 @@ def test_failed_conversion_is_tried_again(world, checkpoint, monkeypatch, capsys
 
 def test_manifest_of_the_package():
     items = load_manifest()
-    assert set(items) == {"voc2007", "coco2014", "severstal", "weights"}
+    assert set(items) == {"voc2007", "coco2014", "coco2014_train", "severstal", "weights"}
     files = [file for item in items.values() for file in item.files]
     assert len({file.name for file in files}) == len(files)
     for item in items.values():
@@ -802,6 +803,7 @@ def test_manifest_agrees_with_public_tools():
         assert f"-{file.checksum.digits}.pth.tar" in file.name
     assert all(len(f.checksum.digits) == 64 for f in items["coco2014"].files)
     assert items["severstal"].files[0].checksum is None
+    assert items["coco2014_train"].files[0].checksum is None
 
 
 def test_manifest_fits_the_configs_of_the_data_sets():
@@ -809,9 +811,13 @@ def test_manifest_fits_the_configs_of_the_data_sets():
     for name, placed in (("voc2007", "VOCdevkit/VOC2007"), ("coco2014", "coco"), ("severstal", "severstal")):
         assert items[name].folder == placed
     assert {count.expected for item in items.values() for f in item.files for count in f.counts} == {
-        4952, 5011, 40504, 12568, 1
+        4952, 5011, 40504, 82783, 12568, 1
     }  # fmt: skip
     assert items["voc2007"].counts[0].expected == 9963
+    assert items["coco2014_train"].folder == items["coco2014"].folder
+    recipe = yaml.safe_load((MANIFEST.parent / "recipe" / "coco2014.yaml").read_text())["recipe"]
+    assert recipe["train"]["split"] in items["coco2014_train"].files[0].unpack
+    assert recipe["test"]["split"] in items["coco2014"].files[1].unpack
     made = {file.convert for file in items["weights"].files}
     assert made == {f"{d}_{m}.safetensors" for d in ("voc2007", "coco2014") for m in ("vgg16", "resnet50")}
 

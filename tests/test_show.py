@@ -4,7 +4,6 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,26 +11,22 @@ import pytest
 import torch
 from PIL import Image
 from test_docs import script
+from test_run import Ended
 
 from camexp import config
 from camexp.config import compose_config
 from camexp.datasets.mini import minicoco, ministeel, minivoc
 from camexp.datasets.voc import VOC
 from camexp.errors import CamexpError
+from camexp.explain import stack
 from camexp.methods import FAMILIES
 from camexp.methods.gradcam import GradCAM
 from camexp.metrics import EBPG, Explained
 from camexp.models.preprocess import Preprocess
 from camexp.runner import execute
-from camexp.show import Explainer, Explanation, ground_truth_row, map_rows, show
+from camexp.show import MapMaker, ShownMaps, ground_truth_row, map_rows, show
 
 command = script("show")
-
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +143,10 @@ def test_row_has_the_photograph_and_each_pair_as_fed(data, dataset):
         assert photograph.image.shape == (*image.sample.image.size[::-1], 3)
         assert [p.image.shape for p in fed] == [(64, 64, 3)] * max(1, len(image.names))
         for pair in range(len(image.names)):
-            inside = image.masks[pair].numpy()
+            inside = image.fed.masks[pair].numpy()
             share = f"{100 * inside.mean():.1f} %"
             assert fed[pair].caption == f"{image.names[pair]}, area {share}"
-            changed = (fed[pair].image != image.fed).any(2)
+            changed = (fed[pair].image != image.pixels).any(2)
             assert changed.any()
             assert not changed[8:-8, 8:-8][inside[8:-8, 8:-8]].any()  # the contour lies outside
     assert any(len(image.names) for image in found)
@@ -217,8 +212,8 @@ def test_values_are_those_of_a_run(draw, data, tmp_path):
 def test_map_picture_is_the_scaled_map_over_the_fed_image(data):
     image = shown(data)
     values = torch.rand(len(image.names), 64, 64)
-    explanation = Explanation(values * 7 - 3, torch.full((len(image.names),), 0.25))
-    (row, *_) = map_rows(image, ["p = 1"] * len(image.names), [explanation], "viridis")
+    maps = ShownMaps(values * 7 - 3, torch.full((len(image.names),), 0.25))
+    (row, *_) = map_rows(image, ["p = 1"] * len(image.names), [maps], "viridis")
     assert [p.image.shape[:2] for p in row.pictures][1:] == [(64, 64), (64, 64)]
     assert row.pictures[2].caption == "EBPG 25.0 %"
     assert row.title.endswith(f"{image.names[0]}: p = 1")
@@ -228,9 +223,9 @@ def test_map_picture_is_the_scaled_map_over_the_fed_image(data):
     ("value", "caption"), [(0.0, "EBPG 50.0 %, degenerate"), (float("nan"), "the map is not finite")]
 )
 def test_caption_marks_what_is_no_explanation(data, value, caption):
-    explanation = Explanation(torch.full((1, 64, 64), value), torch.tensor([0.5]))
-    assert explanation.caption(0) == caption
-    assert explanation.picture(shown(data), 0, "inferno").caption == caption
+    maps = ShownMaps(torch.full((1, 64, 64), value), torch.tensor([0.5]))
+    assert maps.caption(0) == caption
+    assert maps.picture(shown(data), 0, "inferno").caption == caption
 
 
 def test_method_that_cannot_run_is_skipped_with_its_reason(draw, tmp_path):
@@ -348,18 +343,18 @@ def test_pair_without_ground_truth_is_named(draw, tmp_path, data):
     ended = draw("index=0", "output=s.png", data=own)
     assert ended.status == 1
     assert path.stem in ended.err
-    assert "has no pixel in the image" in ended.err
+    assert "reaches outside the image" in ended.err
 
 
 def test_explained_ebpg_is_the_metric_of_the_config(data):
     image = shown(data)
     composed = compose_config([f"data_dir={data}", "model.checkpoint=random", "model.width=0.125", "device=cpu"])
     classifier, _ = config.make_classifier(composed, len(classes(data)))
-    explanation = Explainer(classifier, EBPG("clip")).explain(GradCAM(), image)
-    images, pairs = Explainer(classifier, EBPG()).batch(image)
+    shown_maps = MapMaker(classifier, EBPG("clip")).maps(GradCAM(), image)
+    images, pairs = stack([image.fed], classifier.device)
     maps = GradCAM()(classifier, images, pairs)
     expected = EBPG("clip")(Explained(classifier, images, pairs, maps, torch.zeros(len(pairs))))
-    assert explanation.ebpg.tolist() == pytest.approx(expected.tolist())
+    assert shown_maps.ebpg.tolist() == pytest.approx(expected.tolist())
 
 
 def test_show_raises_for_an_image_that_cannot_be_read(data, tmp_path):

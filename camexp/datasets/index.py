@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from camexp.datasets.base import Failure
 
-FORMAT = 1
+FORMAT = 2
 """Version of the arrays; raised when what a loader stores changes, so that every index is built anew."""
 
 Index = dict[str, np.ndarray]

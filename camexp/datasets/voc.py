@@ -1,7 +1,8 @@
 """Pascal VOC: a VOCdevkit folder of any year and split (Everingham et al., 2010).
 
 Ground truth of a pair is the union of the class's boxes, difficult ones included; a pair whose boxes are all
-difficult is skipped (or kept and marked, with `difficult="keep"`). Boxes are 1-based and inclusive.
+difficult is skipped (or kept and marked, with `difficult="keep"`). Boxes are 1-based and inclusive, in pixels of the
+image file; the size that an XML file states may be wrong and is not read.
 
 torchvision's `VOCDetection` parses an XML file per access and knows no pairs; here all are read beforehand.
 """
@@ -84,7 +85,7 @@ class VOC(Dataset):
         files = [annotations / f"{image_id}.xml" for image_id in self.image_ids]
         index = cached(cache, f"voc{year}_{split}", [listing, *files], self.classes, lambda: self._build(files))
         self._start, self._class_id, self._difficult = index["start"], index["class_id"], index["difficult"]
-        self._corners, self._sizes = index["corners"], index["sizes"]
+        self._corners = index["corners"]
         self.annotations_sha256 = str(index["sha256"])
         self.failures = unpack_failures(index["failures"])
         self.targets = tuple(self._targets(number, difficult) for number in range(len(self.image_ids)))
@@ -92,15 +93,13 @@ class VOC(Dataset):
     def _build(self, files: Sequence[Path]) -> Index:
         failures: list[Failure] = []
         bar = tqdm(files, desc="reading annotations", unit="file", delay=2, leave=False)
-        read = [read_annotation(path, self.classes, failures) for path in bar]
-        boxes = [b for b, _ in read]
+        boxes = [read_annotation(path, self.classes, failures) for path in bar]
         flat = [box for image in boxes for box in image]
         return {
             "start": offsets([len(image) for image in boxes]),
             "class_id": np.array([box.class_id for box in flat], np.int16),
             "difficult": np.array([box.difficult for box in flat], bool),
             "corners": np.array([box[2:] for box in flat], np.float64).reshape(-1, 4),
-            "sizes": np.array([size for _, size in read], np.int64),
             "sha256": np.array(hashlib.sha256(repr(boxes).encode()).hexdigest()),
             "failures": pack_failures(failures),
         }
@@ -120,10 +119,7 @@ class VOC(Dataset):
         return open_rgb(self.folder / f"{self.image_ids[index]}.jpg")
 
     def read_mask(self, index: int, class_id: int, width: int, height: int) -> np.ndarray:
-        """Union of the class's boxes, clipped to the image; a box wholly outside raises ValueError."""
-        annotated = tuple(self._sizes[index].tolist())
-        if all(annotated) and annotated != (width, height):
-            raise ValueError(f"the file has {width}x{height} pixels, the XML says {annotated[0]}x{annotated[1]}")
+        """Union of the class's boxes; one that is not inside the image raises ValueError."""
         mask = np.zeros((height, width), bool)
         for box in self.boxes(index):
             if box.class_id == class_id:
@@ -143,18 +139,15 @@ def _read_list(path: Path) -> tuple[str, ...]:
     return image_ids
 
 
-def read_annotation(path: Path, classes: Sequence[str], failures: list[Failure]) -> tuple[list[Box], tuple[int, int]]:
-    """Boxes and (width, height) that one XML file states; (0, 0) when it states no size.
-
-    What is broken is added to `failures`; a class with a broken box has none.
-    """
+def read_annotation(path: Path, classes: Sequence[str], failures: list[Failure]) -> list[Box]:
+    """The boxes that one XML file states; a class with a broken box has none. What is broken is added to `failures`."""
     try:
         root = ElementTree.parse(path).getroot()
         if root.tag != "annotation":
             raise ValueError(f"its root is <{root.tag}>, not <annotation>")
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         failures.append(Failure(path.stem, None, f"annotation {path.name}: {error}"))
-        return [], (0, 0)
+        return []
     boxes, broken = [], set()
     for element in root.iter("object"):
         name = (element.findtext("name") or "").strip()
@@ -168,7 +161,7 @@ def read_annotation(path: Path, classes: Sequence[str], failures: list[Failure])
         except ValueError as error:
             broken.add(class_id)
             failures.append(Failure(path.stem, class_id, f"annotation {path.name}: {error}"))
-    return [box for box in boxes if box.class_id not in broken], _size(root)
+    return [box for box in boxes if box.class_id not in broken]
 
 
 def _corners(element: ElementTree.Element) -> list[float]:
@@ -186,23 +179,16 @@ def _corners(element: ElementTree.Element) -> list[float]:
     return corners
 
 
-def _size(root: ElementTree.Element) -> tuple[int, int]:
-    try:
-        return int(root.findtext("size/width") or 0), int(root.findtext("size/height") or 0)
-    except ValueError:
-        return 0, 0
-
-
 def box_slice(box: Box, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns of a 1-based, inclusive box, clipped to the image.
+    """Rows and columns of a 1-based, inclusive box; what lies one pixel outside the image is cut off.
 
     Raises
     ------
-    ValueError: when no pixel of the box lies in the image.
+    ValueError: when the box reaches further outside, so that it may be another image's, or has no pixel inside.
     """
-    x0, y0 = max(round(box.xmin) - 1, 0), max(round(box.ymin) - 1, 0)
-    x1, y1 = min(round(box.xmax), width), min(round(box.ymax), height)
-    if x0 >= x1 or y0 >= y1:
+    left, top, right, bottom = round(box.xmin) - 1, round(box.ymin) - 1, round(box.xmax), round(box.ymax)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    if min(left, top) < -1 or right > width + 1 or bottom > height + 1 or x0 >= x1 or y0 >= y1:
         corners = ", ".join(f"{value:g}" for value in box[2:])
-        raise ValueError(f"box ({corners}) has no pixel in the image of {width}x{height}")
+        raise ValueError(f"box ({corners}) reaches outside the image file of {width}x{height} pixels")
     return slice(y0, y1), slice(x0, x1)

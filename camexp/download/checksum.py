@@ -1,7 +1,6 @@
 """Checksums: published ones, beginnings of them, and those recorded when a file without one was first used."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from camexp.errors import CamexpError
+from camexp.files import write_atomically
 
 DIGITS = {"md5": 32, "sha256": 64}
 BLOCK = 1 << 20
@@ -70,9 +70,7 @@ class Recorded:
     def add(self, name: str, checksum: Checksum) -> None:
         """Record a file's checksum; the YAML file is replaced in one step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".new")
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(self._read() | {name: str(checksum)})))
-        os.replace(temporary, self.path)
+        write_atomically(self.path, OmegaConf.to_yaml(OmegaConf.create(self._read() | {name: str(checksum)})))
 
 
 def verify(path: Path, name: str, published: Checksum | None, recorded: Recorded) -> Checksum:

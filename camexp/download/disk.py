@@ -1,12 +1,12 @@
-"""The disk: sizes for people, free space, and errors of writing that say what to do."""
+"""The disk: sizes for people, whether there is room, and errors of writing that say what to do."""
 
 import errno
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from camexp.errors import CamexpError
+from camexp.files import free_bytes
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -25,12 +25,6 @@ def amount(size: int | None) -> str:
             break
         value, unit = value / 1000, larger
     return f"{value:.0f} {unit}" if value >= 100 or unit == "B" else f"{value:.3g} {unit}"
-
-
-def free_bytes(path: Path) -> int:
-    """Free space on the disk on which `path` is, or will be."""
-    existing = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    return shutil.disk_usage(existing).free
 
 
 def require_free(needed: int, path: Path) -> None:

@@ -13,8 +13,9 @@ from yaml import YAMLError
 
 from camexp.download.checksum import Checksum
 from camexp.errors import CamexpError
+from camexp.places import CONFIGS
 
-MANIFEST = Path(__file__).resolve().parents[2] / "configs" / "download.yaml"
+MANIFEST = CONFIGS / "download.yaml"
 
 
 @dataclass(frozen=True)

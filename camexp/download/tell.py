@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from camexp.download.bring import Store, is_converted, is_done
 from camexp.download.checksum import digest
-from camexp.download.disk import amount, free_bytes, require_free
+from camexp.download.disk import amount, require_free
 from camexp.download.http import size_of
 from camexp.download.manifest import Count, File, Item
+from camexp.files import free_bytes
 
 SHOWN = 5
 """Missing files that are named."""

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from camexp.config import CONFIGS
 from camexp.experiment import PAPER, Column, Experiment, label_of, load_experiment
+from camexp.places import CONFIGS, PUBLISHED
 from camexp.report.collect import Results, RunKey
 from camexp.report.runs import Run
 from camexp.report.table import build_cells, read_published
 from camexp.report.verdicts import Tolerance
-
-PUBLISHED = CONFIGS.parent / "results" / "published"
 
 
 @dataclass(frozen=True)

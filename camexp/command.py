@@ -1,0 +1,26 @@
+"""How a command ends: its exit status, and what it says of a mistake or an interruption."""
+
+import sys
+from collections.abc import Callable
+
+from camexp.errors import CamexpError
+
+
+def exit_status(
+    command: Callable[[], int], interrupted: str = "interrupted", mistakes: tuple[type[Exception], ...] = (CamexpError,)
+) -> int:
+    """Run a command; what it returns, 2 after a mistake that the message explains, 130 when it was interrupted.
+
+    Parameters
+    ----------
+    interrupted: what is said after an interruption.
+    mistakes: the errors whose message is for the user; others are raised.
+    """
+    try:
+        return command()
+    except mistakes as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
