@@ -94,6 +94,29 @@ def naive_top(values: np.ndarray, share: float, rule: str) -> np.ndarray:
     return kept.reshape(values.shape)
 
 
+def sorted_hits(maps: Tensor, masks: Tensor, counts: Tensor, ties: str) -> Tensor:
+    """The hits among the `counts` largest pixels of each map, from the whole ranking, (P,)."""
+    values, truth = maps.flatten(1), masks.flatten(1)
+    ranked, order = values.sort(dim=1, descending=True, stable=True)
+    if ties == "stable":
+        chosen = torch.arange(values.shape[1]) < counts[:, None]
+        return (truth.gather(1, order) & chosen).sum(1).double()
+    cut = ranked.gather(1, (counts - 1).clamp(min=0)[:, None])
+    above, level = values > cut, values == cut
+    places = (counts - above.sum(1)).double()
+    return (above & truth).sum(1) + places / level.sum(1) * (level & truth).sum(1)
+
+
+def sorted_top(maps: Tensor, share: float, rule: str) -> Tensor:
+    """The pixels (P,H,W) that are kept, from the whole ranking."""
+    values = maps.flatten(1)
+    rank = int(share * values.shape[1])
+    ranked, order = values.sort(dim=1, descending=True, stable=True)
+    if rule == "strict":
+        return maps > ranked[:, rank, None, None]
+    return torch.zeros_like(values, dtype=torch.bool).scatter_(1, order[:, :rank], True).view_as(maps)
+
+
 def each(reference: Callable[..., float], maps: Tensor, masks: Tensor, *args: object) -> Tensor:
     """The reference's value for each pair, (P,)."""
     arrays = zip(maps.double().numpy(), masks.numpy(), strict=True)
@@ -321,6 +344,26 @@ def test_ranking_metrics_depend_only_on_the_ranking() -> None:
     maps, masks = random_case(9, None)
     for metric in (bbox, miou):
         assert torch.equal(metric(maps, masks), metric(maps.exp() * 3 - 7, masks))
+
+
+@pytest.mark.parametrize("levels", [None, 40, 4, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_metrics_are_bit_for_bit_those_of_the_whole_ranking(levels: int | None, dtype: torch.dtype) -> None:
+    maps, masks = random_case(12, levels, 42, 57)
+    maps = maps.to(dtype)
+    masks[0], masks[1] = False, True
+    sizes, counts = masks.sum((1, 2)), torch.full((5,), int(0.2 * 42 * 57))
+    for ties in ("expected", "stable"):
+        assert torch.equal(top_hits(maps, masks, sizes, ties), sorted_hits(maps, masks, sizes, ties))
+        assert torch.equal(bbox(maps, masks, ties), sorted_hits(maps, masks, sizes, ties) / sizes.clamp(min=1))
+        hits = sorted_hits(maps, masks, counts, ties)
+        assert torch.equal(miou(maps, masks, 0.2, ties), hits / (counts + sizes - hits))
+    for rule in ("strict", "exact"):
+        for share in (0.0001, 0.15, 0.9999):
+            assert torch.equal(top_pixels(maps, share, rule), sorted_top(maps, share, rule))
+    for scaling in ("minmax", "clip"):
+        energy = scale(maps, scaling).double()
+        assert torch.equal(ebpg(maps, masks, scaling), (energy * masks).sum((1, 2)) / energy.sum((1, 2)))
 
 
 def test_no_pairs_give_no_values() -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camexp.ranking import largest
+
 SHARPNESS = 20.0
 """1/T of the smooth maximum."""
 
@@ -98,7 +100,10 @@ class SmoothMask:
         rows, columns = (repeat.to(nodes.dtype) for repeat in self.repeat)
         padded = rows @ nodes @ columns.T
         windows = F.unfold(padded[:, None], self.window)  # (R, window^2, h w)
-        maxima = _SmoothMax.apply(windows, self.kernel.to(nodes.dtype), self.window)  # (R, step^2, h w)
+        kernel = self.kernel.to(nodes.dtype)
+        together = 1 if nodes.device.type == "cpu" else len(nodes)  # the products of one row fit a processor's cache
+        parts = [_SmoothMax.apply(part, kernel, self.window) for part in windows.split(together)]
+        maxima = torch.cat(parts)  # (R, step^2, h w)
         masks = F.pixel_shuffle(maxima.unflatten(2, self.grid), self.step)[:, 0]  # (R, h step, w step)
         return masks[:, : self.size[0], : self.size[1]]
 
@@ -143,9 +148,6 @@ def ideal_step(masks: Tensor, ones: Tensor) -> Tensor:
     Values at the cut that are equal but for `ROUNDING` share the ones that are left: a constant mask asks the
     same of all pixels, and no corner of the image is favoured.
     """
-    values, count = masks.flatten(1), ones[:, None]
-    cut = values.sort(1, descending=True).values.gather(1, count - 1)
-    above = values > cut + ROUNDING
-    level = (values >= cut - ROUNDING) & ~above
-    share = (count - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True)
-    return (above + level * share).view_as(masks)
+    above, level, places = largest(masks.flatten(1), ones, ROUNDING)
+    share = places / level.sum(1)
+    return (above + level * share[:, None]).view_as(masks)

@@ -52,14 +52,8 @@ class Explained:
         key = (share, rule)
         if key not in self._after:
             kept = faithfulness.top_pixels(self.maps, share, rule)
-            fill = self.classifier.fill
-
-            def work(rows: slice) -> Tensor:
-                images = self.images[self.pairs.image[rows]]
-                return self.classifier.scores(torch.where(kept[rows, None], images, fill))
-
-            scores = torch.cat(self.classifier.in_chunks(work, len(self.maps)))
-            self._after[key] = scores.gather(1, self.pairs.target[:, None])[:, 0]
+            images = torch.where(kept[:, None], self.images[self.pairs.image], self.classifier.fill)
+            self._after[key] = self.classifier.scores(images).gather(1, self.pairs.target[:, None])[:, 0]
         return self._after[key]
 
 

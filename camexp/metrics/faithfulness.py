@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from camexp.ranking import top, value_at_rank
+
 
 def top_pixels(maps: Tensor, share: float = 0.15, rule: str = "strict") -> Tensor:
     """The pixels (P,H,W) bool of each map (P,H,W) that are kept.
@@ -19,14 +21,11 @@ def top_pixels(maps: Tensor, share: float = 0.15, rule: str = "strict") -> Tenso
     ValueError: for another rule.
     """
     values = maps.flatten(1)
-    rank = int(share * values.shape[1])
+    rank = torch.full((len(maps),), int(share * values.shape[1]), device=maps.device)
     if rule == "strict":
-        cut = values.sort(1, descending=True).values[:, rank]
-        return maps > cut[:, None, None]
+        return maps > value_at_rank(values, rank)[..., None]
     if rule == "exact":
-        order = values.argsort(dim=1, descending=True, stable=True)[:, :rank]
-        kept = torch.zeros_like(values, dtype=torch.bool).scatter_(1, order, True)
-        return kept.view_as(maps)
+        return top(values, rank).view_as(maps)
     raise ValueError(f"rule must be strict or exact, not {rule!r}")
 
 

@@ -9,6 +9,8 @@ Where places in a ranking are shared by equal values, each of them gets its expe
 import torch
 from torch import Tensor
 
+from camexp.ranking import largest, top
+
 
 def scale(maps: Tensor, scaling: str = "minmax") -> Tensor:
     """S of maps (P,H,W): "minmax" brings each to [0,1] by minimum and maximum, "clip" cuts at 0 only.
@@ -32,7 +34,7 @@ def scale(maps: Tensor, scaling: str = "minmax") -> Tensor:
 def ebpg(maps: Tensor, masks: Tensor, scaling: str = "minmax") -> Tensor:
     """Energy-based pointing game: sum(S G) / sum(S) (Wang et al., Score-CAM, 2020)."""
     energy = scale(maps, scaling).double()
-    return (energy * masks).sum((1, 2)) / energy.sum((1, 2))
+    return energy.where(masks, 0).sum((1, 2)) / energy.sum((1, 2))
 
 
 def bbox(maps: Tensor, masks: Tensor, ties: str = "expected") -> Tensor:
@@ -61,13 +63,8 @@ def top_hits(maps: Tensor, masks: Tensor, counts: Tensor, ties: str = "expected"
     """
     values, truth = maps.flatten(1), masks.flatten(1)
     if ties == "stable":
-        order = values.argsort(dim=1, descending=True, stable=True)
-        chosen = torch.arange(values.shape[1], device=maps.device) < counts[:, None]
-        return (truth.gather(1, order) & chosen).sum(1).double()
+        return (top(values, counts) & truth).sum(1).double()
     if ties != "expected":
         raise ValueError(f"ties must be expected or stable, not {ties!r}")
-    ranked = values.sort(1, descending=True).values
-    cut = ranked.gather(1, (counts - 1).clamp(min=0)[:, None])  # the last value that has a place
-    above, level = values > cut, values == cut
-    places = (counts - above.sum(1)).clamp(min=0).double()  # left for the pixels at the cut
-    return (above & truth).sum(1) + places / level.sum(1) * (level & truth).sum(1)
+    above, level, places = largest(values, counts)
+    return (above & truth).sum(1) + places.double() / level.sum(1) * (level & truth).sum(1)
