@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from camexp import config
 from camexp.errors import CamexpError
-from camexp.methods.ablationcam import AblationCAM, tail_behind
+from camexp.methods.ablationcam import AblationCAM, _Copies
 from camexp.methods.base import Method
 from camexp.methods.cam import CAM
 from camexp.methods.counterfactual_gradcam import CounterfactualGradCAM
@@ -31,6 +31,7 @@ from camexp.methods.smooth_gradcam_pp import SmoothGradCAMPlusPlus
 from camexp.methods.xgradcam import XGradCAM
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
+from camexp.models.tail import tail_behind
 from camexp.pairs import Pairs
 from camexp.seeding import torch_generator
 
@@ -537,7 +538,7 @@ class CountedConv(nn.Conv2d):
         return super().forward(x)
 
 
-def test_ablationcam_runs_the_head_once_per_image_and_the_tail_in_chunks() -> None:
+def test_ablationcam_runs_the_head_once_and_the_tail_in_chunks() -> None:
     images, pairs = make_batch()
     network = bent_network()
     network[0], network[5] = CountedConv(3, 4, 3, padding=1), CountedConv(6, 5, 3, padding=1)
@@ -545,9 +546,9 @@ def test_ablationcam_runs_the_head_once_per_image_and_the_tail_in_chunks() -> No
     AblationCAM()(classifier, images, pairs)
     active = [int(a.flatten(1).any(1).sum()) for a in classifier.activations(images, ["4"])[0]]
     assert max(active) > 4
-    assert network[0].seen == [1, 1, 1, 3]  # the last is the line above
+    assert network[0].seen == [3, 3]  # the last is the line above
     tail = [min(4, n - start) for n in active for start in range(0, n, 4)]
-    assert sorted(network[5].seen) == sorted([*tail, 1, 1, 1, 3])
+    assert network[5].seen == [3, 1, *tail, 3]  # the second finds out what the tail reads
 
 
 class Winding(nn.Module):
@@ -585,7 +586,7 @@ def ablated_by_hook(network: nn.Module, layer: str, images: Tensor, pairs: Pairs
 
         handle = network.get_submodule(layer).register_forward_hook(zero)
         with torch.no_grad():
-            result = network(image[None])[0]
+            result = network(image[None].clone())[0]
         handle.remove()
         return result, found[0][0]
 
@@ -603,7 +604,9 @@ def ablated_by_hook(network: nn.Module, layer: str, images: Tensor, pairs: Pairs
         (Winding, "block"),
         (Winding, "block.0"),
         (Winding, "stem"),
+        (lambda: build("resnet50", 4, 0.0625), "layer3"),
         (lambda: build("resnet50", 4, 0.0625), "layer4.1.bn2"),
+        (lambda: build("resnet50", 4, 0.0625), "layer4.1.bn3"),  # the block adds to it in place
         (lambda: build("resnet50", 4, 0.0625), "layer4"),
         (lambda: build("vgg16", 4, 0.0625), "features.29"),
     ],
@@ -615,6 +618,72 @@ def test_ablationcam_leaves_out_nothing_that_matters(make: Callable[[], nn.Modul
     classifier = Classifier(network, {"cam": layer}, forward_batch=3)
     maps = AblationCAM()(classifier, images, pairs)
     assert_same(maps, ablated_by_hook(network, layer, images, pairs), 1e-3)
+
+
+class Centring(nn.Module):
+    """Changes the image in place, and reads it behind the layer again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.stem, self.head = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.sub_(0.5).mul_(2)
+        return self.head((self.stem(x) * x.sigmoid()).mean((2, 3)))
+
+
+def test_ablationcam_allows_a_network_that_changes_the_image() -> None:
+    images, pairs = make_batch()
+    fed = images.to(memory_format=torch.channels_last)
+    network = Centring()
+    maps = AblationCAM()(Classifier(network, {"cam": "stem"}, forward_batch=2), fed, pairs)
+    assert torch.equal(fed, images)
+    expected = ablated_by_hook(network, "stem", images, pairs)
+    assert_same(maps, expected, 1e-3)
+
+
+def test_ablationcam_works_in_inference_mode() -> None:
+    images, pairs = make_batch()
+    expected = AblationCAM()(make_classifier(Winding(), layers={"cam": "block"}), images, pairs)
+    with torch.inference_mode():
+        maps = AblationCAM()(make_classifier(Winding(), layers={"cam": "block"}), images.clone(), pairs)
+    assert_same(maps, expected, 1e-5)
+
+
+def test_images_are_passed_again_where_the_tail_reads_what_came_before() -> None:
+    images, pairs = make_batch()
+    network = Winding()
+    network.stem = CountedConv(3, 4, 3, padding=1)
+    AblationCAM()(make_classifier(network, layers={"cam": "block"}, forward_batch=2), images, pairs)
+    assert network.stem.seen == [2, 1, 2, 1]
+
+
+def test_copies_lack_one_channel_each_whatever_was_left_out_before() -> None:
+    activation = torch.randn(5, 2, 3)
+    copies = _Copies(activation)
+    for channels in ([0, 3], [4], [1, 2, 3]):
+        with copies.without(torch.tensor(channels)) as rows:
+            assert len(rows) == len(channels)
+            for row, channel in zip(rows, channels, strict=True):
+                expected = activation.clone()
+                expected[channel] = 0
+                assert torch.equal(row, expected)
+
+
+def test_copies_are_made_anew_after_an_exception() -> None:
+    activation = torch.randn(2, 2, 3)
+    copies = _Copies(activation)
+
+    def fail() -> None:
+        with copies.without(torch.tensor([1])) as rows:
+            rows.zero_()
+            raise ValueError("planned")
+
+    with pytest.raises(ValueError, match="planned"):
+        fail()
+    with copies.without(torch.tensor([0])) as rows:
+        assert torch.equal(rows[0, 1], activation[1])
 
 
 def test_network_works_as_before_after_the_tail() -> None:

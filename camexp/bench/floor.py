@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from camexp.bench.work import Work
 from camexp.explain import clock
-from camexp.methods.ablationcam import tail_behind
 from camexp.models.classifier import Classifier
 from camexp.models.fold import fold_batch_norms
+from camexp.models.tail import tail_behind
 
 SIZES = {"cpu": (4, 8, 16, 32), "cuda": (16, 64, 256)}
 """Images per pass that are tried."""

@@ -1,16 +1,17 @@
 """Ablation-CAM (Desai and Ramaswamy, WACV 2020, section 3)."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from camexp.errors import CamexpError
 from camexp.methods.base import upsample
 from camexp.models.classifier import Classifier
+from camexp.models.tail import tail_behind
 from camexp.pairs import Pairs
 
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {"paper": lambda y: y, "magnitude": torch.abs}
@@ -31,8 +32,9 @@ class AblationCAM:
     divides by |y_c|, so that what lowers the logit always speaks for the class. Channels without activation have
     no weight and need no pass.
 
-    Cost: one forward per image, and one pass through the tail behind the layer per (image, channel); no backward.
-    All classes of an image share them.
+    Cost: one forward per image (two where the tail reads what was computed before the layer, as it does beside a skip
+    connection), and one pass through the tail behind the layer per (image, channel); no backward. All classes of an
+    image share them.
 
     Parameters
     ----------
@@ -55,89 +57,54 @@ class AblationCAM:
 
     @torch.no_grad()
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
-        layer = self.layer or classifier.cam_layer
+        maps = []
+        with tail_behind(classifier, images, self.layer or classifier.cam_layer) as (activations, logits, tail):
+            for i, activation in enumerate(activations):
+                target = pairs.target[pairs.image == i]  # (p,)
+                without = logits_without(classifier, activation, logits[i], partial(tail, i=i))  # (K, C)
+                weight = self.weights(logits[i, target], without[:, target])  # (K, p)
+                maps.append(torch.einsum("kp,khw->phw", weight, activation).relu())
         order = pairs.image.argsort(stable=True)
-        by_image = [
-            self.explain(classifier, image[None], pairs.target[pairs.image == i], layer)
-            for i, image in enumerate(images)
-        ]
-        cam = torch.cat(by_image)[order.argsort()]  # (P, h, w), in the order of the pairs
+        cam = torch.cat(maps)[order.argsort()]  # (P, h, w), in the order of the pairs
         return upsample(cam, images.shape[2:])
 
-    def explain(self, classifier: Classifier, image: Tensor, target: Tensor, layer: str) -> Tensor:
-        """Maps (p,h,w) of one image (1,3,H,W) for its classes (p,)."""
-        with tail_behind(classifier, image, layer) as (activation, logits, tail):
-            channel = torch.nonzero(activation[0].flatten(1).any(1))[:, 0]  # (R,)
-
-            def work(rows: slice) -> Tensor:
-                k = channel[rows]
-                ablated = activation.repeat(len(k), 1, 1, 1)
-                ablated[torch.arange(len(k), device=k.device), k] = 0
-                return tail(ablated)[:, target]
-
-            without = torch.cat([logits[:0, target], *classifier.in_chunks(work, len(channel))])  # (R, p)
-        score = logits[0, target]  # (p,)
+    def weights(self, score: Tensor, without: Tensor) -> Tensor:
+        """w_k (K,p) for the logits of p classes with all channels, (p,), and without each channel, (K,p)."""
         denominator = VARIANTS[self.variant](score)
         sign = torch.where(denominator < 0, -1.0, 1.0)
-        weight = (score - without) / (sign * denominator.abs().clamp(min=SMALLEST))  # (R, p)
-        return torch.einsum("rp,rhw->phw", weight, activation[0, channel]).relu()
+        return (score - without) / (sign * denominator.abs().clamp(min=SMALLEST))
 
 
-@contextmanager
-def tail_behind(
-    classifier: Classifier, image: Tensor, layer: str
-) -> Iterator[tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]]:
-    """Activations (1,K,h,w) and logits (1,C) of one image (1,3,H,W), and the tail: (n,K,h,w) -> logits (n,C).
+def logits_without(
+    classifier: Classifier, activation: Tensor, logits: Tensor, tail: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Logits (K,C) of one image without each channel, from its activations (K,h,w), its logits (C,) and its tail."""
+    channel = torch.nonzero(activation.flatten(1).any(1))[:, 0]  # (R,)
+    copies, without = _Copies(activation), logits.repeat(len(activation), 1)
 
-    The tail runs what follows the layer, and nothing before it, while the context lasts: modules that were done
-    before the layer return what they returned in the one pass through the whole network.
-    """
-    head, logits = _record(classifier, image, layer)
-    activation = head.pop(layer)
-    modules = {classifier.network.get_submodule(name): output.clone for name, output in head.items()}
-    inserted = activation
+    def work(rows: slice) -> None:
+        with copies.without(channel[rows]) as ablated:
+            without[channel[rows]] = tail(ablated)
 
-    def tail(rows: Tensor) -> Tensor:
-        nonlocal inserted
-        inserted = rows
-        return classifier.forward(image)
-
-    with _answering({**modules, classifier.network.get_submodule(layer): lambda: inserted}):
-        yield activation, logits, tail
+    classifier.in_chunks(work, len(channel))
+    return without
 
 
-def _record(classifier: Classifier, image: Tensor, layer: str) -> tuple[dict[str, Tensor], Tensor]:
-    """Outputs of the layer and of the outermost modules that were done before it, by name, and the logits.
+class _Copies:
+    """Copies of activations (K,h,w), each without one channel, in memory that is written only once."""
 
-    Modules that are called more than once are left out: they have no one output. Outputs are copies: what follows
-    a module may change its output in place.
-    """
-    calls: Counter[str] = Counter()
-    outputs: dict[str, Tensor] = {}
+    def __init__(self, activation: Tensor):
+        self.activation = activation.contiguous()  # it is faster to copy than channels last
+        self.intact: Tensor | None = None
 
-    def keep(name: str, output: Tensor) -> Tensor:
-        calls[name] += 1
-        if layer not in outputs and isinstance(output, Tensor):
-            for inner in [n for n in outputs if n.startswith(f"{name}.")]:
-                del outputs[inner]
-            outputs[name] = output.clone()
-        return output
-
-    with classifier.hooks([name for name, _ in classifier.network.named_modules() if name], keep):
-        logits = classifier.forward(image)
-    return {name: output for name, output in outputs.items() if calls[name] == 1 or name == layer}, logits
-
-
-@contextmanager
-def _answering(answers: Mapping[nn.Module, Callable[[], Tensor]]) -> Iterator[None]:
-    """While the context lasts, a call of each module gives its answer, and the module does no work."""
-    before = {module: vars(module).get("forward") for module in answers}
-    try:
-        for module, answer in answers.items():
-            vars(module)["forward"] = lambda *args, answer=answer, **kwargs: answer()
-        yield
-    finally:
-        for module, forward in before.items():
-            del vars(module)["forward"]
-            if forward is not None:
-                vars(module)["forward"] = forward
+    @contextmanager
+    def without(self, channel: Tensor) -> Iterator[Tensor]:
+        """As many copies (n,K,h,w) as channels (n,), to be read while the context lasts."""
+        copies, self.intact = self.intact, None  # they are dropped where the context is left by an exception
+        if copies is None or len(copies) < len(channel):
+            copies = self.activation.repeat(len(channel), 1, 1, 1)
+        row = torch.arange(len(channel), device=channel.device)
+        copies[row, channel] = 0
+        yield copies[: len(channel)]
+        copies[row, channel] = self.activation[channel]
+        self.intact = copies
