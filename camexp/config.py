@@ -107,6 +107,9 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         device=device,
         precision=cfg.precision,
         compiled=cfg.compile,
+        channels_last=cfg.channels_last,
+        inference_mode=cfg.inference_mode,
+        tail_backward=cfg.tail_backward,
     )
     if automatic:
         classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)

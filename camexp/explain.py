@@ -1,6 +1,7 @@
 """From decoded images to maps: stacked, explained, checked, and timed to the moment when the device is done."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -34,15 +35,22 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Explainer:
-    """A method with the network that it explains."""
+    """A method with the network that it explains.
+
+    Attributes
+    ----------
+    share_classes: call the method once for all classes of an image, so that they share what does not depend on the
+        class; otherwise for one class of each image at a time.
+    """
 
     classifier: Classifier
     method: Method
+    share_classes: bool = True
 
     def explain(self, fed: Sequence[Fed]) -> Iterator[Explanation]:
         """The maps of a batch; images of different sizes (with the aspect kept) go in groups of one size."""
         for group in groups(fed):
-            yield self.explain_stack(group, *stack(group, self.classifier.device))
+            yield self.explain_stack(group, *stack(group, self.classifier.device, self.classifier.memory_format))
 
     def explain_stack(self, fed: Sequence[Fed], images: Tensor, pairs: Pairs) -> Explanation:
         """The maps of pairs over images of one size.
@@ -52,13 +60,24 @@ class Explainer:
         TypeError: when the method returns maps of another shape or type; that is a mistake in its code.
         """
         started = clock(self.classifier.device)
-        maps = self.method(self.classifier, images, pairs)
+        maps = self.maps(images, pairs)
         seconds = clock(self.classifier.device) - started
         expected = (len(pairs), *images.shape[2:])
         if tuple(maps.shape) != expected or maps.dtype != torch.float32:
             raise TypeError(f"a method must return float32 maps {expected}, got {maps.dtype} {tuple(maps.shape)}")
         finite = maps.isfinite().flatten(1).all(1)
         return Explanation(fed, images, pairs, torch.where(finite[:, None, None], maps, 0), finite, seconds)
+
+    def maps(self, images: Tensor, pairs: Pairs) -> Tensor:
+        """The maps (P,H,W) that the method returns, in the order of the pairs."""
+        if self.share_classes:
+            return self.method(self.classifier, images, pairs)
+        found, order = [], []
+        for some in classes_apart(pairs):
+            needed, alone = pairs.chunk(some)
+            found.append(self.method(self.classifier, images[needed], alone))
+            order.append(some)
+        return torch.cat(found)[torch.cat(order).argsort()]
 
 
 def groups(fed: Sequence[Fed]) -> Iterator[list[Fed]]:
@@ -68,10 +87,24 @@ def groups(fed: Sequence[Fed]) -> Iterator[list[Fed]]:
         yield [f for own, f in usable if own == shape]
 
 
-def stack(group: Sequence[Fed], device: torch.device) -> tuple[Tensor, Pairs]:
+def classes_apart(pairs: Pairs) -> list[Tensor]:
+    """The first pair of every image, then the second of those that have one, and so on: indices (p,) each."""
+    known: Counter[int] = Counter()
+    rounds: list[list[int]] = []
+    for p, image in enumerate(pairs.image.tolist()):
+        if known[image] == len(rounds):
+            rounds.append([])
+        rounds[known[image]].append(p)
+        known[image] += 1
+    return [torch.tensor(some, device=pairs.image.device) for some in rounds]
+
+
+def stack(
+    group: Sequence[Fed], device: torch.device, memory_format: torch.memory_format = torch.channels_last
+) -> tuple[Tensor, Pairs]:
     """Images of one size (B,3,H,W) and their pairs, on the device, in the layout in which the network reads them."""
     images = torch.stack([f.image for f in group if f.image is not None])
-    images = images.to(device, memory_format=torch.channels_last)
+    images = images.to(device, memory_format=memory_format)
     index = [i for i, f in enumerate(group) for _ in f.sample.targets]
     target = [t.class_id for f in group for t in f.sample.targets]
     ids = tuple(f.sample.image_id for f in group)

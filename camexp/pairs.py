@@ -45,7 +45,7 @@ class Pairs:
         masks = None if self.masks is None else self.masks.to(device)
         return Pairs(self.image.to(device), self.target.to(device), self.image_ids, masks)
 
-    def chunk(self, rows: slice) -> tuple[Tensor, "Pairs"]:
+    def chunk(self, rows: slice | Tensor) -> tuple[Tensor, "Pairs"]:
         """Some of the pairs with the images (b,) that they need, re-indexed to these."""
         images, inverse = torch.unique(self.image[rows], return_inverse=True)
         ids = tuple(self.image_ids[i] for i in images.tolist())
@@ -56,3 +56,13 @@ class Pairs:
         """The pairs of `times` copies of the batch laid one after the other, (times * P,); without masks."""
         offsets = torch.arange(times, device=self.image.device).repeat_interleave(len(self)) * len(self.image_ids)
         return Pairs(self.image.repeat(times) + offsets, self.target.repeat(times), self.image_ids * times)
+
+    def by_count(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images with equally many pairs, together: indices of the images (n,) and of their pairs (n,c)."""
+        order = self.image.argsort(stable=True)
+        images, counts = torch.unique(self.image, return_counts=True)
+        first = counts.cumsum(0) - counts
+        for count in counts.unique().tolist():
+            chosen = counts == count
+            places = first[chosen, None] + torch.arange(count, device=order.device)
+            yield images[chosen], order[places]

@@ -50,7 +50,8 @@ def execute(cfg: DictConfig) -> Outcome:
     ------
     CamexpError: for anything that the user can mend; rows that were finished stay.
     """
-    keep_freed_memory()
+    if cfg.keep_freed_memory:
+        keep_freed_memory()
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)
     classifier, weights = config.make_classifier(cfg, len(dataset.classes))
@@ -91,7 +92,7 @@ class _Run:
         if self.cfg.runtime.only:
             todo = []
         self.preprocess = config.make_preprocess(self.cfg)
-        self.explainer = Explainer(self.classifier, self.method)
+        self.explainer = Explainer(self.classifier, self.method, self.cfg.share_classes)
         self.saver = MapSaver(self.folder.path, self.dataset, self.preprocess, self.cfg.save_maps, self.folder.rows)
         missing = self._missing_trials()
         complete = self.folder.read_info().get("complete", False)

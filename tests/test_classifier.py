@@ -154,7 +154,7 @@ def test_forward_batch_changes_nothing(forward_batch: int) -> None:
         [c.input_gradients(images, pairs) for c in (one, other)],
     ):
         assert torch.allclose(first, second, rtol=1e-5, atol=1e-6)
-    assert max(sizes) == min(forward_batch, len(pairs))
+    assert max(sizes) == min(forward_batch, len(images))
 
 
 def test_logits_carry_no_graph() -> None:

@@ -304,7 +304,7 @@ def test_full_gradients_agree_with_biases_spelt_out_and_sum_to_the_logit() -> No
     images, pairs = make_batch()
     network = Block()
     classifier = make_classifier(network, layers={})
-    terms = full_gradients(classifier, images[pairs.image], pairs.target)
+    (terms,) = map(list, full_gradients(classifier, images[pairs.image], pairs.target[:, None]))
     assert [term.dim() for term in terms] == [4, 4, 4, 4, 2]
     for p, (i, _, c) in enumerate(pairs):
         for term, expected in zip(terms, naive_full_gradients(network, images[i], c), strict=True):
@@ -331,7 +331,7 @@ def test_fullgrad_sums_the_scaled_terms_but_not_the_linear_one(scaling: str) -> 
 def test_fullgrad_enlarges_the_terms_of_deeper_layers() -> None:
     images, pairs = make_batch()
     classifier = make_classifier()
-    terms = full_gradients(classifier, images[pairs.image], pairs.target)
+    (terms,) = map(list, full_gradients(classifier, images[pairs.image], pairs.target[:, None]))
     assert [tuple(term.shape[2:]) for term in terms] == [(16, 16), (16, 16), (8, 8), ()]
     expected = torch.zeros(len(pairs), 16, 16)
     for term in terms[:3]:

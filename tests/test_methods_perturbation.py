@@ -13,7 +13,7 @@ from camexp.errors import CamexpError
 from camexp.methods.ada_sise import AdaSISE
 from camexp.methods.extremal_perturbation import ExtremalPerturbation
 from camexp.methods.sise import SISE
-from camexp.methods.smooth_mask import SmoothMask, blur_pyramid, gaussian_blur, ideal_step, perturb
+from camexp.methods.smooth_mask import ROUNDING, SmoothMask, blur_pyramid, gaussian_blur, ideal_step, perturb
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -258,6 +258,25 @@ def test_ideal_step_shares_ones_among_equal_values():
     assert ideal_step(rounded, torch.tensor([2])).unique().tolist() == [0.25]
 
 
+def sorted_step(masks: Tensor, ones: Tensor) -> Tensor:
+    """The ideal step from the whole ranking."""
+    values, count = masks.flatten(1), ones[:, None]
+    cut = values.sort(1, descending=True).values.gather(1, count - 1)
+    above = values > cut + ROUNDING
+    level = (values >= cut - ROUNDING) & ~above
+    return (above + level * (count - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True)).view_as(masks)
+
+
+@pytest.mark.parametrize("levels", [None, 3])
+def test_ideal_step_is_that_of_the_whole_ranking(levels: int | None):
+    masks = torch.rand(4, 30, 41)
+    masks = masks if levels is None else (masks * levels).round() / levels + 1e-7 * masks
+    ones = torch.tensor([1, 61, 246, 30 * 41])
+    step = ideal_step(masks, ones)
+    assert torch.allclose(step, sorted_step(masks, ones), rtol=0, atol=1e-7)
+    assert torch.allclose(step.sum((1, 2)), ones.float())
+
+
 def test_ideal_step_gives_the_gradient_of_the_sorted_formula():
     masks = torch.rand(2, 5, 6, requires_grad=True)
     step = torch.cat([torch.zeros(23), torch.ones(7)])
@@ -427,7 +446,7 @@ def test_ada_sise_keep_is_naive_otsu():
 def test_ada_sise_is_sise_with_the_mu_of_naive_otsu_per_layer(monkeypatch: pytest.MonkeyPatch):
     classifier, (images, pairs) = make_classifier(), make_batch()
     maps = AdaSISE()(classifier, images, pairs)
-    alphas = SISE.alphas(classifier, images, pairs, ("1", "4"))
+    _, alphas = SISE.features_and_alphas(classifier, images, pairs, ("1", "4"))
     for p, (i, name, c) in enumerate(pairs):
         thresholds = []
         for alpha in alphas:

@@ -333,12 +333,23 @@ def test_values_do_not_depend_on_batches(camexp, tmp_path, method):
     assert_close(rows, two, 1e-4)
 
 
-def test_other_forward_batch_goes_on_in_the_same_folder(camexp, tmp_path):
+PLAIN = [
+    *("fold_batch_norms=false", "channels_last=false", "inference_mode=false"),
+    *("tail_backward=false", "share_classes=false", "keep_freed_memory=false"),
+]
+
+
+@pytest.mark.parametrize("switched", [["forward_batch=7"], PLAIN], ids=" ".join)
+def test_other_techniques_go_on_in_the_same_folder(camexp, tmp_path, switched):
     camexp()
     records = tmp_path / "run" / "records.csv"
     whole = table(tmp_path / "run")
     records.write_bytes(records.read_bytes()[:300])
-    assert camexp("forward_batch=7").status == 0
+    ended = camexp(*switched)
+    assert ended.status == 0
+    assert "pairs computed; 11 rows" in ended.out
+    assert "0 pairs computed" not in ended.out
+    assert "11 pairs computed" not in ended.out
     assert_close(table(tmp_path / "run"), whole, 1e-4)
 
 

@@ -1,24 +1,19 @@
 """The accuracy guard: maps and metrics of every fast path against those of the plain one."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from torch import Tensor
 from tqdm import tqdm
 
 from camexp import config
-from camexp.bench.techniques import has_compiler
-from camexp.bench.variants import ChannelsFirst, cosine
-from camexp.datasets.base import Dataset
+from camexp.bench.comparison import anywhere, on_gpu, with_compiler
+from camexp.bench.walk import Walk
 from camexp.errors import CamexpError
-from camexp.explain import Explainer, Explanation
-from camexp.loading import load_batches
-from camexp.measure import measure
-from camexp.metrics import Metric
-from camexp.models.classifier import Classifier
+from camexp.records import Row
 
 EXACT, ROUNDED = 0.9999, 0.999
 """Smallest cosine of a map with the plain one, for paths that change the order of sums, and that round to bfloat16."""
@@ -26,39 +21,65 @@ EXACT, ROUNDED = 0.9999, 0.999
 POINTS = 0.1
 """Largest change of a metric's mean, in percent points."""
 
-SHORT = {"masks": 32, "m": 8, "steps": 8, "samples": 8, "iterations": 4}
+SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride": 32, "mu": 0.75}
 """Parameters of long methods, unless --full: the passes are the same, there are fewer of them."""
 
-PLAIN = ("fold_batch_norms=false", "precision=fp32", "compile=false", "forward_batch=2")
+PLAIN = (
+    *("fold_batch_norms=false", "channels_last=false", "inference_mode=false", "tail_backward=false"),
+    *("share_classes=false", "batch_size=1", "forward_batch=1", "precision=fp32", "compile=false", "workers=0"),
+)
+"""Every technique off. (Decoding ahead and kept memory change no arithmetic.)"""
 
 
 @dataclass(frozen=True)
 class Path:
-    """A fast path: what is switched on over the plain one.
+    """A fast path.
 
     Attributes
     ----------
-    channels_last: the classifier's memory format; the plain path has PyTorch's default one.
+    options: what is switched on; over: what it is switched on over, in place of the defaults.
     cosine: the smallest that passes.
     possible: whether the machine can take it.
     """
 
     name: str
     options: tuple[str, ...] = ()
-    channels_last: bool = False
+    over: tuple[str, ...] = PLAIN
     cosine: float = EXACT
-    possible: Callable[[torch.device], bool] = lambda device: True
+    possible: Callable[[torch.device], bool] = anywhere
+
+
+def switched(switch: str, cosine: float = EXACT, possible: Callable[[torch.device], bool] = anywhere) -> Path:
+    """One technique over the plain path."""
+    return Path(switch, (switch,), cosine=cosine, possible=possible)
 
 
 PATHS = (
-    Path("fold_batch_norms", ("fold_batch_norms=true",)),
-    Path("channels_last", channels_last=True),
-    Path("forward_batch=32", ("forward_batch=32",)),
-    Path("default", ("fold_batch_norms=true", "forward_batch=auto"), channels_last=True),
-    Path("precision=bf16", ("precision=bf16",), cosine=ROUNDED),
-    Path("precision=tf32", ("precision=tf32",), cosine=ROUNDED, possible=lambda device: device.type == "cuda"),
-    Path("compile", ("compile=true", "forward_batch=8"), True, possible=lambda device: has_compiler()),
+    switched("fold_batch_norms=true"),
+    switched("channels_last=true"),
+    switched("inference_mode=true"),
+    switched("tail_backward=true"),
+    switched("share_classes=true"),
+    switched("batch_size=16"),
+    switched("forward_batch=32"),
+    Path("default", over=()),
+    switched("precision=bf16", ROUNDED),
+    switched("precision=tf32", ROUNDED, on_gpu),
+    Path("compile=true", ("compile=true", "forward_batch=8"), possible=with_compiler),
 )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method gave on a path.
+
+    Attributes
+    ----------
+    maps: (H,W) by (image id, class); means: of each metric over the pairs, in percent.
+    """
+
+    maps: dict[tuple[str, int], Tensor]
+    means: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -101,77 +122,70 @@ class Guard:
 
     def __init__(self, options: Sequence[str], full: bool = False):
         self.options, self.full = tuple(options), full
-        self.cfg = config.compose_config([*options])
-        self.dataset: Dataset = config.make_dataset(self.cfg)
-        self.metrics: dict[str, Metric] = config.make_metrics(self.cfg)
-        self.device = config.make_device(self.cfg.device)
+        self.dataset = config.make_dataset(config.compose_config([*options]))
 
-    def classifier(self, path: Path) -> Classifier:
-        cfg = config.compose_config([*self.options, *PLAIN, *path.options])
-        classifier, _ = config.make_classifier(cfg, len(self.dataset.classes))
-        return classifier if path.channels_last else ChannelsFirst.of(classifier)
+    def walk(self, path: Path) -> Walk:
+        return Walk((*self.options, *path.over, *path.options), self.dataset)
 
     def method(self, name: str) -> Any:
-        cfg: DictConfig = config.compose_config([*self.options, f"method={name}"])
-        method: Any = config.make_method(cfg)
-        names = {field.name for field in fields(method)} & SHORT.keys()
+        method: Any = config.make_method(config.compose_config([*self.options, f"method={name}"]))
+        names = {field.name for field in fields(method) if field.init} & SHORT.keys()
         return method if self.full else replace(method, **{name: SHORT[name] for name in names})
 
-    def explanations(self, classifier: Classifier, method: Any) -> list[Explanation]:
-        """Of all images, batch by batch."""
-        indices = [index for index in range(len(self.dataset)) if self.dataset.targets[index]]
-        size = self.cfg.batch_size
-        batches = [indices[i : i + size] for i in range(0, len(indices), size)]
-        explainer = Explainer(classifier, method)
-        loaded = load_batches(self.dataset, config.make_preprocess(self.cfg), batches, workers=0)
-        return [explanation for fed in loaded for explanation in explainer.explain(fed)]
-
-    def means(self, classifier: Classifier, explanations: Iterable[Explanation]) -> dict[str, float]:
-        """Each metric's mean over the pairs, in percent."""
-        rows = [
-            row
-            for explanation in explanations
-            for row in measure(explanation, classifier, self.metrics, self.dataset.classes).values()
-        ]
+    def outcome(self, walk: Walk, method: Any) -> Outcome:
+        """Of one method on all images."""
+        maps: dict[tuple[str, int], Tensor] = {}
+        rows: list[Row] = []
+        for found in walk.explanations(method):
+            rows += walk.rows(found).values()
+            maps |= {(image_id, target): m for (_, image_id, target), m in zip(found.pairs, found.maps, strict=True)}
         if not rows:
             raise CamexpError("there is no pair to compare; choose another data set or a larger limit=")
-        return {name: 100 * sum(float(row[name]) for row in rows) / len(rows) for name in self.metrics}
+        means = {metric: 100 * sum(float(row[metric]) for row in rows) / len(rows) for metric in walk.metrics}
+        return Outcome(maps, means)
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> list[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
-        findings, plain = [], self.classifier(Path("plain"))
-        fast = {path.name: self.classifier(path) for path in paths}
-        with tqdm(total=len(methods) * len(paths), desc="guard", unit="comparison") as progress:
-            for name in methods:
-                progress.set_postfix_str(name)
-                method = self.method(name)
-                try:
-                    exact = self.explanations(plain, method)
-                except CamexpError as error:
-                    progress.write(f"{name}: left out: {error}", file=sys.stderr)
-                    progress.update(len(paths))
-                    continue
-                means = self.means(plain, exact)
-                for path in paths:
-                    findings.append(self._finding(path, name, method, fast[path.name], exact, means))
+        findings = []
+        with tqdm(total=len(methods) * (1 + len(paths)), desc="guard", unit="run") as progress:
+            plain = self._plain(methods, progress)
+            progress.total = len(methods) + len(plain) * len(paths)
+            for path in paths:
+                walk = self.walk(path)
+                for name, expected in plain.items():
+                    findings.append(finding(path, name, expected, self.outcome(walk, self.method(name))))
                     progress.write(" | ".join(findings[-1].line()), file=sys.stderr)
                     progress.update()
         return findings
 
-    def _finding(
-        self,
-        path: Path,
-        name: str,
-        method: Any,
-        classifier: Classifier,
-        exact: list[Explanation],
-        means: dict[str, float],
-    ) -> Finding:
-        found = self.explanations(classifier, method)
-        cosines = torch.cat([cosine(a.maps, b.maps) for a, b in zip(exact, found, strict=True)])
-        changes = {metric: abs(mean - means[metric]) for metric, mean in self.means(classifier, found).items()}
-        worst = max(changes, key=changes.__getitem__)
-        return Finding(path, name, len(cosines), cosines.min().item(), changes[worst], worst)
+    def _plain(self, methods: Sequence[str], progress: tqdm) -> dict[str, Outcome]:
+        found, walk = {}, self.walk(Path("plain"))
+        for name in methods:
+            progress.set_postfix_str(f"plain {name}")
+            method = self.method(name)
+            try:
+                found[name] = self.outcome(walk, method)
+            except CamexpError as error:
+                progress.write(f"{name}: left out: {error}", file=sys.stderr)
+            progress.update()
+        progress.set_postfix_str("")
+        return found
+
+
+def finding(path: Path, method: str, plain: Outcome, fast: Outcome) -> Finding:
+    """The largest differences of a path from the plain one."""
+    smallest = min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
+    changes = {metric: abs(mean - plain.means[metric]) for metric, mean in fast.means.items()}
+    worst = max(changes, key=changes.__getitem__)
+    return Finding(path, method, len(plain.maps), smallest, changes[worst], worst)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine (P,) of maps (P,H,W), in float64; 1 where both are zero."""
+    a, b = a.double().flatten(1), b.double().flatten(1)
+    both_zero = ~(a.any(1) | b.any(1))
+    found = torch.nn.functional.cosine_similarity(a, b, dim=1)
+    return torch.where(both_zero, 1.0, found)
 
 
 def possible_paths(device: torch.device, say: Callable[[str], None]) -> list[Path]:

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from camexp.bench import guard, scaling, techniques
 from camexp.bench.cells import METHODS, MODELS, Budget, all_cells
+from camexp.bench.comparison import COLUMNS
 from camexp.bench.page import summary, write_page
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
@@ -85,13 +86,8 @@ def run_scaling(args: argparse.Namespace, device: torch.device) -> int:
 
 def run_techniques(args: argparse.Namespace, device: torch.device) -> int:
     """Each technique switched off alone."""
-    model, images = args.models[0], max(args.images)
-    bench = techniques.Workbench(lambda *more: Subject(model, (*options_of(args), *more)), images)
-    rows = [techniques.COLUMNS]
-    for comparison in tqdm(bench.comparisons(), desc="techniques", unit="technique"):
-        rows.append(techniques.measure(comparison, bench.subject))
-    if device.type == "cpu":
-        rows.append(techniques.kept_memory(model, images, options_of(args)))
+    found = techniques.lines(args.models[0], options_of(args), max(args.images))
+    rows = [COLUMNS, *tqdm(found, desc="techniques", unit="technique")]
     return finish(rows, args.output / f"bench_techniques_{kind(device)}.csv")
 
 
@@ -108,7 +104,7 @@ def finish(rows: Sequence[Sequence[str]], path: Path) -> int:
 
 def run_guard(args: argparse.Namespace, device: torch.device) -> int:
     """Check every fast path; 1 if one misses."""
-    limit = [] if any(option.startswith("limit=") for option in args.options) else ["limit=8"]
+    limit = [] if any(option.startswith("limit=") for option in args.options) else ["limit=2"]
     checked = guard.Guard([*limit, *options_of(args)], args.full)
     paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr))
     findings = checked.compare(paths, args.methods)

@@ -49,7 +49,17 @@ make bench OPTIONS="--device cuda --images 1,16,64 --budget 60"
 ```
 """
 
+TECHNIQUES = """A technique pays on this machine where without/with is above 1. The switch is an option of
+`python -m camexp.run`: it turns off what is on by default, and on what is not (`precision=`, `compile=`). All else
+stays as it is, save that the run which shows loading has small batches, enough of them to load ahead. Batch size and
+precision belong to a run's identity and need an `output=` of their own; with any other switch a run goes on in its
+folder.
+"""
+
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
+
+EXTRAS = {"techniques": ("What each technique buys", TECHNIQUES), "scaling": ("Scaling and start-up", "")}
+"""Further tables of a device by the files' names: heading and what is said before."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -122,8 +132,8 @@ def section(folder: Path, device: str) -> str:
     ]
     if info.get("left_out"):
         parts += ["Left out:\n", *(f"- {cell}: {reason}" for cell, reason in info["left_out"].items()), ""]
-    for name, heading in (("techniques", "What each technique buys"), ("scaling", "Scaling and start-up")):
-        parts += _extra(folder / f"bench_{name}_{device}.csv", heading)
+    for name, told in EXTRAS.items():
+        parts += _extra(folder / f"bench_{name}_{device}.csv", *told)
     return "\n".join(parts)
 
 
@@ -140,11 +150,11 @@ def _command(command: Sequence[str]) -> str:
     return f"Command: `{' '.join(command)}`\n" if command else ""
 
 
-def _extra(path: Path, heading: str) -> list[str]:
+def _extra(path: Path, heading: str, text: str) -> list[str]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [f"### {heading}\n", grid(list(csv.reader(file))) + "\n"]
+        return [f"### {heading}\n", *([text] if text else []), grid(list(csv.reader(file))) + "\n"]
 
 
 def page(folder: Path) -> str:

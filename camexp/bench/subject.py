@@ -15,7 +15,7 @@ from camexp.bench.floor import Stopwatch
 from camexp.bench.peer import Asked, Case, Networks, Peer
 from camexp.bench.peers import PEERS
 from camexp.bench.watch import Contender, Course, rows_of
-from camexp.bench.work import MASKS, Shape, forwarded
+from camexp.bench.work import MASKS, Shape, needed
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
@@ -44,11 +44,10 @@ class Cell:
 
 BEFORE: dict[str, Callable[[Shape], float]] = {
     "scorecam": lambda shape: shape.images,
-    "sise": lambda shape: 2 * shape.images,
-    "ada_sise": lambda shape: 2 * shape.images,
+    "sise": lambda shape: shape.images,
+    "ada_sise": lambda shape: shape.images,
     "expected_gradcam": lambda shape: shape.images,
     "smooth_gradcam_pp": lambda shape: shape.images,
-    "guided_gradcam": lambda shape: shape.images,
 }
 """Rows that camexp forwards before the uniform part of a call; 0 for the others."""
 
@@ -122,11 +121,11 @@ class Subject:
 
     def course(self, name: str, method: Any, shape: Shape) -> Course:
         """The passes of camexp's call."""
-        if name == "ablationcam":  # image by image: one pass, then one through the tail for each chunk of channels
-            passes = 1 + math.ceil(shape.masks / shape.images / self.classifier.forward_batch)
-            return Course(passes, 0, shape.images, passes)
+        if name == "ablationcam":  # its passes through the tail tell of one row each; the first is beyond the chunks
+            chunks = math.ceil(shape.masks / shape.images / self.classifier.forward_batch)
+            return Course(shape.images * (1 + chunks) + 1, shape.images + 1)
         before = BEFORE.get(name, lambda shape: 0)(shape)
-        return Course(forwarded(name, method, shape), before)
+        return Course(needed(name, method, shape).forward, before)
 
     def theirs(self, cell: Cell, method: Any, shape: Shape, peer: Peer) -> Contender:
         """A library's way to make the cell's maps."""

@@ -1,161 +1,109 @@
 """What each technique buys: with it against without it, all else as it is."""
 
-import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
+from camexp import config
+from camexp.bench.comparison import ROUNDS, Comparison, Technique, line, measure, on_gpu, with_compiler
+from camexp.bench.scenes import Scenes
 from camexp.bench.subject import Cell, Subject, telling
-from camexp.bench.variants import ChannelsFirst, InferenceMode, Rebatched, WholeGraph, classes_apart
-from camexp.bench.watch import Contender, Course, Trial, rehearse, timed
+from camexp.bench.watch import Contender, Trial
 from camexp.errors import CamexpError
-from camexp.models.classifier import Classifier
+from camexp.explain import Explainer
 from camexp.pairs import Pairs
 
-COLUMNS = ["technique", "measured with", "without, ms per map", "with, ms per map", "without/with", "of each round"]
+TECHNIQUES = (
+    Technique("batch norms folded into convolutions", "fold_batch_norms=false"),
+    Technique("channels last", "channels_last=false"),
+    Technique("inference mode", "inference_mode=false"),
+    Technique("forth without graph to the layer, back through the tail alone", "tail_backward=false", "gradcam"),
+    Technique("one pass for all classes of an image", "share_classes=false", classes=3),
+    Technique("masked inputs of several images in one batch", "batch_size=1"),
+    Technique("a batch filled with the next image's masks", "batch_size=1", "occlusion"),
+    Technique("several images per pass", "forward_batch=1"),
+    Technique("no more images per pass than pay", "forward_batch=64"),
+    Technique("passes in bfloat16", "precision=bf16", default=False),
+    Technique("factors in TensorFloat-32", "precision=tf32", default=False, possible=on_gpu),
+    Technique("passes compiled", "compile=true", default=False, possible=with_compiler),
+)
+"""Those that show in a call of a method on random images."""
 
-ROUNDS = 3
-SECONDS = 3.0
-"""Of one trial of a long call."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A technique, switched off and on.
-
-    Attributes
-    ----------
-    cell: what it is measured with.
-    """
-
-    technique: str
-    cell: Cell
-    without: Contender
-    with_it: Contender
+MEMORY = Technique("freed memory kept", "keep_freed_memory=false")
 
 
-class Workbench:
-    """Makes the comparisons of one network.
+def lines(model: str, options: Sequence[str], images: int) -> Iterator[list[str]]:
+    """The lines of the table, as they are found.
 
     Parameters
     ----------
-    make: a subject with further options, as of `python -m camexp.run`.
-    images: of a call.
+    model: a file of `configs/model/`; options: as of `python -m camexp.run`.
+    images: of a call of a method.
     """
+    bench = Workbench(model, options, images)
+    device = bench.subject.device
+    for comparison in bench.comparisons():
+        yield measure(comparison, device)
+    for comparison in Scenes(options).comparisons():
+        yield measure(comparison, device)
+    if device.type == "cpu":
+        yield kept_memory(model, images, options)
 
-    def __init__(self, make: Callable[..., Subject], images: int = 16):
-        self.make, self.images = make, images
-        self.subject = make()
+
+class Workbench:
+    """Makes the comparisons of one network on random images; parameters as those of `lines`."""
+
+    def __init__(self, model: str, options: Sequence[str] = (), images: int = 16):
+        self.options, self.images = tuple(options), images
+        self.subject = Subject(model, self.options)
 
     def comparisons(self) -> Iterator[Comparison]:
-        """One after the other, because some of them need a network of their own."""
-        rise = Cell("rise", self.subject.model, self.images, 1)
-        mine = self.subject.classifier
-        unfolded = self.make("fold_batch_norms=false").classifier
-        yield self._compare("batch norms folded", rise, unfolded, mine)
-        del unfolded
-        yield self._compare("channels last", rise, ChannelsFirst.of(self.make().classifier), mine)
-        yield self._compare("inference mode instead of no_grad", rise, mine, InferenceMode.of(mine))
-        gradcam = Cell("gradcam", self.subject.model, self.images, 1)
-        yield self._compare("backward through the tail alone", gradcam, WholeGraph.of(mine), mine)
-        yield self._shared(Cell("rise", self.subject.model, self.images, 3))
-        yield self._together(Cell("occlusion", self.subject.model, self.images, 1))
-        for batch in (8, 16, 64):
-            name = f"{mine.forward_batch} images per pass instead of {batch}"
-            yield self._compare(name, rise, Rebatched.with_batch(mine, batch), mine)
-        yield self._compare("precision=bf16", rise, mine, self.make("precision=bf16").classifier)
-        if mine.device.type == "cuda":
-            yield self._compare("precision=tf32", rise, mine, self.make("precision=tf32").classifier)
-        if has_compiler():
-            yield self._compare("compile=true", rise, mine, self.make("compile=true").classifier)
+        """One after the other, because each needs a network of its own."""
+        for technique in TECHNIQUES:
+            if technique.possible(self.subject.device):
+                cell = Cell(technique.method, self.subject.model, self.images, technique.classes)
+                yield Comparison.of(technique, str(cell), cell.images * cell.classes, partial(self.way, cell))
 
-    def _compare(self, technique: str, cell: Cell, without: Classifier, with_it: Classifier) -> Comparison:
-        return Comparison(technique, cell, self.way(cell, without), self.way(cell, with_it))
-
-    def way(
-        self, cell: Cell, classifier: Classifier, split: Callable[[Tensor, Pairs], Sequence[Any]] | None = None
-    ) -> Contender:
-        """A call of the cell's method; `split` makes several calls of it."""
-        method = self.subject.method(cell.method)
-        images, pairs = self.subject.batch_of(cell.images, cell.classes)
-        calls = split(images, pairs) if split else [(images, pairs)]
-        one = self.subject.batch_of(1, 1)
-        course = self.subject.course(cell.method, method, self.subject.shape(cell, method))
-        if split is classes_one_by_one:
-            course = Course(course.rows, course.before, len(calls))
+    def way(self, cell: Cell, *more: str) -> Contender:
+        """How a run with further options makes the cell's maps."""
+        subject = Subject(cell.model, (*self.options, *more)) if more else self.subject
+        cfg = config.compose_config([*self.options, *more])
+        classifier, method = subject.classifier, subject.method(cell.method)
+        explainer = Explainer(classifier, method, cfg.share_classes)
+        images, pairs = subject.batch_of(cell.images, cell.classes)
+        calls = list(batches(images.contiguous(memory_format=classifier.memory_format), pairs, cfg.batch_size))
+        one = subject.batch_of(1, 1)
+        course = subject.course(cell.method, method, subject.shape(cell, method))
+        if not cfg.share_classes:
+            course = replace(course, rows=course.rows * cell.classes)
         return Contender(
             cell.method,
-            lambda: [method(classifier, *call) for call in calls],
-            lambda: method(classifier, *one),
+            lambda: [explainer.maps(*call) for call in calls],
+            lambda: explainer.maps(*one),
             lambda tell: telling(classifier, tell),
             course,
         )
 
-    def _shared(self, cell: Cell) -> Comparison:
-        mine = self.subject.classifier
-        apart = self.way(cell, mine, classes_one_by_one)
-        return Comparison("one pass for all classes of an image", cell, apart, self.way(cell, mine))
 
-    def _together(self, cell: Cell) -> Comparison:
-        mine = self.subject.classifier
-        apart = self.way(cell, mine, images_one_by_one)
-        return Comparison("a batch filled with the next image's masks", cell, apart, self.way(cell, mine))
+def batches(images: Tensor, pairs: Pairs, size: int) -> Iterator[tuple[Tensor, Pairs]]:
+    """Images (B,3,H,W) that all have pairs, `size` at a time."""
+    for start in range(0, len(images), size):
+        own = (pairs.image >= start) & (pairs.image < start + size)
+        needed, some = pairs.chunk(own.nonzero()[:, 0])
+        yield images[needed], some
 
 
-def classes_one_by_one(images: Tensor, pairs: Pairs) -> list[tuple[Tensor, Pairs]]:
-    return [(images, some) for some in classes_apart(pairs)]
-
-
-def images_one_by_one(images: Tensor, pairs: Pairs) -> list[tuple[Tensor, Pairs]]:
-    found = []
-    for i, image_id in enumerate(pairs.image_ids):
-        own = pairs.image == i
-        found.append((images[i : i + 1], Pairs(pairs.image[own] - i, pairs.target[own], (image_id,))))
-    return found
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile can find a C++ compiler."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
-
-
-def measure(comparison: Comparison, subject: Subject, rounds: int = ROUNDS, seconds: float = SECONDS) -> list[str]:
-    """A line of the table: rounds of one trial without and one with the technique."""
-    both = comparison.without, comparison.with_it
-    for contender in both:
-        rehearse(contender, subject.device)
-    trials = [[timed(contender, subject.device, seconds) for contender in both] for _ in range(rounds)]
-    return line(comparison.technique, comparison.cell, trials)
-
-
-def line(technique: str, cell: Cell, trials: Sequence[Sequence[Trial]]) -> list[str]:
-    """A line of the table, from (without, with) of each round."""
-    pairs = cell.images * cell.classes
-    without, with_it = (statistics.median(t.seconds for t in side) * 1000 / pairs for side in zip(*trials, strict=True))
-    ratios = [off.seconds / on.seconds for off, on in trials]
-    guessed = " (extrapolated)" if any(trial.extrapolated for pair in trials for trial in pair) else ""
-    spread = f"{min(ratios):.3g}-{max(ratios):.3g}"
-    return [
-        technique,
-        f"{cell}{guessed}",
-        f"{without:.4g}",
-        f"{with_it:.4g}",
-        f"{statistics.median(ratios):.3g}",
-        spread,
-    ]
-
-
-MEMORY = """
+PASSES = """
 import sys, time
 from camexp.bench.subject import Subject
+from camexp.config import compose_config
 from camexp.memory import keep_freed_memory
-keep, model, images, *options = sys.argv[1:]
-if keep == "True":
+model, images, *options = sys.argv[1:]
+if compose_config(options).keep_freed_memory:
     keep_freed_memory()
 subject = Subject(model, tuple(options))
 batch, _ = subject.batch_of(int(images), 1)
@@ -170,16 +118,13 @@ print((time.perf_counter() - started) / 3)
 
 def kept_memory(model: str, images: int, options: Sequence[str], rounds: int = ROUNDS) -> list[str]:
     """A line of the table for `camexp.memory`."""
-    cell = Cell("forward pass", model, images, 1)
-    trials = []
-    for _ in range(rounds):
-        trials.append([Trial(_in_process(keep, model, images, options), False, 0.0) for keep in (False, True)])
-    return line("freed memory kept", cell, trials)
+    trials = [[_passes(model, images, (*options, *more)) for more in ((MEMORY.switch,), ())] for _ in range(rounds)]
+    return line(MEMORY, str(Cell("forward pass", model, images, 1)), images, trials)
 
 
-def _in_process(keep: bool, model: str, images: int, options: Sequence[str]) -> float:
-    command = [sys.executable, "-c", MEMORY, str(keep), model, str(images), *options]
+def _passes(model: str, images: int, options: Sequence[str]) -> Trial:
+    command = [sys.executable, "-c", PASSES, model, str(images), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CamexpError(f"the measurement of kept memory failed:\n{done.stderr[-2000:]}")
-    return float(done.stdout)
+    return Trial(float(done.stdout), False, 0.0)

@@ -162,9 +162,8 @@ def _active(method: Any, classifier: Classifier, images: Tensor, pairs: Pairs) -
 def _kept(method: Any, classifier: Classifier, images: Tensor, pairs: Pairs) -> int:
     """Feature maps that a class of their image keeps, in all layers."""
     layers = classifier.layer_names(method.layers)
-    features = classifier.activations(images, layers)
     total = 0
-    for feature, alpha in zip(features, method.alphas(classifier, images, pairs, layers), strict=True):
+    for feature, alpha in zip(*method.features_and_alphas(classifier, images, pairs, layers), strict=True):
         used = torch.zeros(feature.shape[:2], device=feature.device)
         used.index_add_(0, pairs.image, method.keep(alpha).float())
         total += int(((used > 0) & _varying(feature)).sum())
@@ -183,30 +182,3 @@ MASKS: dict[str, Callable[[Any, Classifier, Tensor, Pairs], int]] = {
 def needed(name: str, method: Any, shape: Shape) -> Work:
     """Work of one call."""
     return NEEDED[name](method, shape)
-
-
-# ------------------------------------------------------------------------------------ what camexp does
-
-
-def _once_more_per_class(rows_per_image: Callable[[Any], int]) -> Callable[[Any, Shape], float]:
-    """A forward per pair instead of per image."""
-    return lambda method, shape: rows_per_image(method) * (shape.pairs - shape.images)
-
-
-EXTRA: dict[str, Callable[[Any, Shape], float]] = {
-    "fullgrad": _once_more_per_class(lambda method: 1),
-    "gradient": _once_more_per_class(lambda method: 1),
-    "smoothgrad": _once_more_per_class(lambda method: method.samples),
-    "integrated_gradients": _once_more_per_class(lambda method: method.steps),
-    "guided_backprop": _once_more_per_class(lambda method: 1),
-    "deeplift": _once_more_per_class(lambda method: 1),
-    "guided_gradcam": lambda method, shape: shape.pairs,
-    "sise": lambda method, shape: shape.images,
-    "ada_sise": lambda method, shape: shape.images,
-}
-"""Forward rows that camexp spends beyond `NEEDED`, by method; all others spend none."""
-
-
-def forwarded(name: str, method: Any, shape: Shape) -> float:
-    """Rows that camexp runs forward through the whole network in one call."""
-    return needed(name, method, shape).forward + EXTRA.get(name, lambda method, shape: 0)(method, shape)

@@ -87,9 +87,9 @@ class Difference:
         RevealCancel:  D_y+ = 1/2 [ f(x0 + D+) - f(x0) ] + 1/2 [ f(x0 + D- + D+) - f(x0 + D-) ],   D_y- likewise
         """
         x = self.reference
+        if len(self.parts) == 1:  # beside x a change that is negligible adds nothing to the slack
+            return Difference(reference, (secant(x, self.parts[0], NEGLIGIBLE * x.abs()),))
         slack = NEGLIGIBLE * (x.abs() + self._scale())
-        if len(self.parts) == 1:
-            return Difference(reference, (secant(x, self.parts[0], slack),))
         plus, minus = self.parts
         with torch.no_grad():
             raised, lowered = settle(x + plus, slack), settle(x + minus, slack)

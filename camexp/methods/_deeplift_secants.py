@@ -23,8 +23,7 @@ def settle(values: Tensor, slack: Tensor) -> Tensor:
 
 def multiplier(rise: Tensor, change: Tensor, slack: Tensor, slope: Tensor | float) -> Tensor:
     """rise / change, or the slope where the change is negligible, as the paper advises."""
-    usable = change.abs() > slack
-    return torch.where(usable, rise / change.where(usable, 1.0), slope)
+    return torch.where(change.abs() > slack, rise / change, slope)  # what is not taken may be infinite
 
 
 def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
@@ -36,7 +35,9 @@ def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
             start = function(point)
             (slope,) = torch.autograd.grad(start.sum(), point)
         with torch.no_grad():
-            m = multiplier(function(settle(x + change, slack)) - start, change, slack, slope)
+            end = x + change
+            rise = function(end.where(end.abs() > slack, 0.0)).sub_(start)
+            m = multiplier(rise, change, slack, slope)
         return m * change
 
     return secant

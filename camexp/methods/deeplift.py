@@ -42,8 +42,9 @@ class DeepLIFT:
     `_deeplift_secants`). How sums of many inputs are parted for RevealCancel: see `Difference.weighted`; a batch norm
     acts as if folded into the convolution before it.
 
-    Cost: one forward and one backward per pair; for "rescale" every nonlinearity is evaluated twice, for "revealcancel"
-    convolutions twice and nonlinearities four times. One forward of the reference per `forward_batch` pairs.
+    Cost: one forward per image, one backward per pair; for "rescale" every nonlinearity is evaluated twice, for
+    "revealcancel" convolutions twice and nonlinearities four times. One forward of the reference per `forward_batch`
+    images.
 
     Parameters
     ----------
@@ -72,18 +73,18 @@ class DeepLIFT:
         if self.rule == "linear":
             return classifier.input_gradients(images, pairs) * difference[pairs.image]
 
-        def work(rows: slice) -> Tensor:
-            change = difference[pairs.image[rows]]
-            return change * self._multipliers(classifier, change, pairs.target[rows])
+        def work(image: Tensor, target: Tensor) -> Tensor:
+            change = difference[image]
+            return change[:, None] * self._multipliers(classifier, change, target)
 
-        return torch.cat(classifier.in_chunks(work, len(pairs)))
+        return classifier.of_images(pairs, work)
 
     def _multipliers(self, classifier: Classifier, change: Tensor, target: Tensor) -> Tensor:
-        """m (P,3,H,W) of the differences (P,3,H,W) for the logits of the classes (P,)."""
+        """m (n,c,3,H,W) of the differences (n,3,H,W) for the logits of the classes (n,c)."""
         reference = classifier.fill.expand(1, *change.shape[1:])
         with torch.enable_grad():
-            change = change.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+            change = change.detach().contiguous(memory_format=classifier.memory_format).requires_grad_()
             inputs = Difference.of_images(reference, change, separate=self.rule == "revealcancel")
-            logits = classifier.network(inputs).total  # y(I) - y(I'), (P, C)
-            score = logits.gather(1, target[:, None]).sum()
-        return torch.autograd.grad(score, change)[0]
+            classifier.on_forward(1 + len(change))
+            logits = classifier.network(inputs).total  # y(I) - y(I'), (n, C)
+        return torch.stack([gradient for (gradient,) in classifier.by_class(logits, target, [change])], 1)

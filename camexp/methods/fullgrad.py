@@ -1,22 +1,20 @@
 """FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv 1905.00780, sections 3 and 4)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.methods.base import scale_to_unit, upsample
+from camexp.methods.base import upsample
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
-SCALINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sample": lambda a: scale_to_unit(a.flatten(1, 2)).unflatten(1, a.shape[1:3]),
-    "channel": scale_to_unit,
-}
-"""Ways to scale (P,C,h,w) to [0,1]: by the extrema of all channels together, or of each channel."""
+SCALINGS: dict[str, tuple[int, ...]] = {"sample": (1, 2, 3), "channel": (2, 3)}
+"""Which dimensions of a term (n,C,h,w) have one minimum and maximum: all channels together, or each by itself."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class FullGrad:
     minimum and maximum, and enlarges them bilinearly to the image. Biases of linear layers have no place in the
     image and are left out of the map, as in the paper; completeness needs them (see `full_gradients`).
 
-    Cost: one forward and one backward per pair; the gradients at all outputs of convolutions and batch norms are
+    Cost: one forward per image, one backward per pair; the gradients at all outputs of convolutions and batch norms are
     in memory together.
 
     Parameters
@@ -51,34 +49,45 @@ class FullGrad:
             raise CamexpError(f"method.scaling of fullgrad must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
 
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
-        def work(rows: slice) -> Tensor:
-            terms = full_gradients(classifier, images[pairs.image[rows]], pairs.target[rows])
-            maps = [self.psi(term, images) for term in terms if term.dim() == 4]
-            return torch.stack(maps).sum(0)
+        def work(image: Tensor, target: Tensor) -> Tensor:
+            terms_by_class = full_gradients(classifier, images[image], target)
+            return torch.stack([self.saliency(terms, images.shape[2:]) for terms in terms_by_class], 1)
 
-        return torch.cat(classifier.in_chunks(work, len(pairs)))
+        return classifier.of_images(pairs, work)
 
-    def psi(self, term: Tensor, images: Tensor) -> Tensor:
-        """Sum over channels of the scaled absolute values of a term (P,C,h,w), enlarged, (P,H,W)."""
-        return upsample(SCALINGS[self.scaling](term.abs()).sum(1), images.shape[2:])
+    def saliency(self, terms: Iterable[Tensor], size: Sequence[int]) -> Tensor:
+        """M (n,H,W) of the terms of the complete sum; those of one size are added before they are enlarged."""
+        sums: dict[Sequence[int], Tensor] = {}
+        for term in terms:
+            if term.dim() == 4:
+                psi = self.scaled(term)
+                sums[psi.shape] = sums[psi.shape] + psi if psi.shape in sums else psi
+        return torch.stack([upsample(total, size) for total in sums.values()]).sum(0)
+
+    def scaled(self, term: Tensor) -> Tensor:
+        """Sum over channels of the absolute values of a term (n,C,h,w), scaled to [0,1], (n,h,w)."""
+        values, extent = term.abs(), SCALINGS[self.scaling]
+        low, high = values.amin(extent, keepdim=True), values.amax(extent, keepdim=True)
+        factor = torch.where(high > low, 1 / (high - low), 0.0)
+        return values.sub_(low).mul_(factor).sum(1)
 
 
-def full_gradients(classifier: Classifier, images: Tensor, target: Tensor) -> list[Tensor]:
-    """Terms of the complete sum for images (P,3,H,W) and classes (P,), in one pass.
+def full_gradients(classifier: Classifier, images: Tensor, target: Tensor) -> Iterator[Iterator[Tensor]]:
+    """Terms of the complete sum for images (n,3,H,W) in one pass, for each column of the classes (n,c) in turn.
 
     Returns
     -------
-    dy_c/dx * x (P,3,H,W), then dy_c/dz * b for every call of a convolution or batch norm, (P,C,h,w), and of a
-    linear layer, (P,N). The sum of everything is y_c, if every bias belongs to such a layer and all other
+    dy_c/dx * x (n,3,H,W), then dy_c/dz * b for every call of a convolution or batch norm, (n,C,h,w), and of a
+    linear layer, (n,N). The sum of everything is y_c, if every bias belongs to such a layer and all other
     operations are positively homogeneous.
     """
     inputs = images.detach().requires_grad_()
     with biased_outputs(classifier.network) as found, torch.enable_grad():
-        score = classifier.forward(inputs).gather(1, target[:, None]).sum()
+        logits = classifier.forward(inputs)
     outputs, biases = [output for output, _ in found], [bias for _, bias in found]
-    gradient, *gradients = torch.autograd.grad(score, [inputs, *outputs], materialize_grads=True)
-    terms = [g * b.view(-1, *[1] * (g.dim() - 2)) for g, b in zip(gradients, biases, strict=True)]
-    return [gradient * images, *terms]
+    for gradient, *gradients in classifier.by_class(logits, target, [inputs, *outputs]):
+        terms = (g * b.view(-1, *[1] * (g.dim() - 2)) for g, b in zip(gradients, biases, strict=True))
+        yield chain([gradient * images], terms)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -29,6 +30,11 @@ class GradCAM:
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         layer = self.layer or classifier.cam_layer
         activation, gradient = classifier.activations_and_gradients(images, pairs, layer)
-        weight = gradient.mean((2, 3), keepdim=True)  # (P, K, 1, 1)
-        cam = (weight * activation).sum(1).relu()  # (P, h, w)
-        return upsample(cam, images.shape[2:])
+        return gradcam(activation, gradient, images.shape[2:])
+
+
+def gradcam(activation: Tensor, gradient: Tensor, size: Sequence[int]) -> Tensor:
+    """M (P,H,W) of activations A and gradients dy_c/dA (P,K,h,w)."""
+    weight = gradient.mean((2, 3), keepdim=True)  # (P, K, 1, 1)
+    cam = (weight * activation).sum(1).relu()  # (P, h, w)
+    return upsample(cam, size)

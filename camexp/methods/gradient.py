@@ -15,7 +15,7 @@ class Gradient:
 
         M_ij = max_k | dy_c / dI_kij |,   k = colour channel
 
-    Cost: one forward and one backward per pair.
+    Cost: one forward per image, one backward per pair.
 
     Parameters
     ----------

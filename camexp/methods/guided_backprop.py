@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
@@ -22,7 +21,7 @@ class GuidedBackprop:
     f^l is a ReLU's input and R^{l+1} what comes back to its output: only where both are positive does anything
     pass. The map is the largest |R^0| over the colour channels, as for the vanilla gradient.
 
-    Cost: one forward and one backward per pair.
+    Cost: one forward per image, one backward per pair.
 
     Parameters
     ----------
@@ -49,26 +48,37 @@ def guided_gradients(classifier: Classifier, images: Tensor, pairs: Pairs) -> Te
         return classifier.input_gradients(images, pairs)
 
 
+@dataclass
+class Guide:
+    """Whether the rule holds for a backward pass; without it the gradient is the plain one."""
+
+    on: bool = True
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        return gradient.relu() if self.on else gradient
+
+
 @contextmanager
-def guided_relus(network: nn.Module) -> Iterator[None]:
+def guided_relus(network: nn.Module) -> Iterator[Guide]:
     """Let the ReLUs of a network pass back only positive gradients while the context lasts.
 
-    The hook hangs on the output of every single call, so that a module which a forward pass uses several
+    The guide hangs on the output of every single call, so that a module which a forward pass uses several
     times, as the blocks of torchvision's ResNets do, is guided each time.
     """
+    guide = Guide()
 
-    def guide(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+    def attach(module: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(torch.relu)
+            output.register_hook(guide)
 
     relus = [module for module in network.modules() if isinstance(module, nn.ReLU)]
     if not relus:
         raise CamexpError(
             f"guided backpropagation needs a network with nn.ReLU modules, {type(network).__name__} has none"
         )
-    handles = [module.register_forward_hook(guide) for module in relus]
+    handles = [module.register_forward_hook(attach) for module in relus]
     try:
-        yield
+        yield guide
     finally:
         for handle in handles:
             handle.remove()

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from camexp.methods.gradcam import GradCAM
-from camexp.methods.guided_backprop import guided_gradients
+from camexp.methods.gradcam import gradcam
+from camexp.methods.guided_backprop import guided_relus
 from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
@@ -20,7 +21,8 @@ class GuidedGradCAM:
     R^0 is what guided backpropagation leaves at the image's colour channel k, L Grad-CAM's map (see
     `guided_backprop` and `gradcam`), enlarged bilinearly to the image.
 
-    Cost: one forward and one backward per pair, and Grad-CAM's.
+    Cost: one forward per image; per pair one backward to the image, and one to the layer. Both start from the same
+    forward pass.
 
     Parameters
     ----------
@@ -43,5 +45,22 @@ class GuidedGradCAM:
 
     def attributions(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         """R^0 * L (P,3,H,W), signed."""
-        cam = GradCAM(self.layer)(classifier, images, pairs)  # (P, H, W)
-        return guided_gradients(classifier, images, pairs) * cam[:, None]
+        layer = self.layer or classifier.cam_layer
+
+        def work(image: Tensor, target: Tensor) -> Tensor:
+            inputs, found = images[image].detach().requires_grad_(), []
+
+            def keep(name: str, output: Tensor) -> Tensor:
+                found.append(output)
+                return output.clone()  # what follows may change its input in place
+
+            with guided_relus(classifier.network) as guide, classifier.hooks([layer], keep), torch.enable_grad():
+                logits = classifier.forward(inputs)
+            guide.on = False
+            plain = [gradient for (gradient,) in classifier.by_class(logits, target, found, keep=True)]
+            guide.on = True
+            guided = [gradient for (gradient,) in classifier.by_class(logits, target, [inputs])]
+            cams = [gradcam(found[0].detach(), gradient, images.shape[2:]) for gradient in plain]  # (n, H, W) each
+            return torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]
+
+        return classifier.of_images(pairs, work)

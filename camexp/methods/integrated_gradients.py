@@ -48,7 +48,7 @@ class IntegratedGradients:
 
     The sum of IG over all values is y_c(I) - y_c(I') (completeness), up to the error of the approximation.
 
-    Cost: m forwards and m backwards per pair. Memory does not grow with m.
+    Cost: m forwards per image, m backwards per pair. Memory does not grow with m.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class IntegratedGradients:
         change = images - baseline
         alphas, weights = (values.to(images).view(-1, 1, 1, 1, 1) for values in RULES[self.rule](self.steps))
         total = torch.zeros_like(images[pairs.image])
-        at_once = max(1, classifier.forward_batch // len(pairs))
+        at_once = max(1, 4 * classifier.forward_batch // len(images))  # so that images with as many classes fill passes
         for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
             path = (baseline + alpha * change).flatten(0, 1)  # (T * B, 3, H, W)
             gradient = classifier.input_gradients(path, pairs.tile(len(alpha)))

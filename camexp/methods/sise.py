@@ -29,9 +29,9 @@ class SISE:
     and ratios of alpha matter, so the gradient of the log-odds is used, a positive multiple of it. A layer of
     which no map is kept has V = 0. Constant feature maps are no masks.
 
-    Cost: one forward per image, one forward and backward per pair, and one forward per (image, feature map that
-    is kept for any of the image's classes): all classes share the masked passes. Memory does not grow with
-    the number of masks.
+    Cost: one forward per image, one backward to the first layer per pair, and one forward per (image, feature map
+    that is kept for any of the image's classes): all classes share the masked passes. Memory does not grow with the
+    number of masks.
 
     Parameters
     ----------
@@ -57,8 +57,7 @@ class SISE:
 
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         layers = classifier.layer_names(self.layers)
-        features = classifier.activations(images, layers)  # one (B, K, h, w) per layer
-        alphas = self.alphas(classifier, images, pairs, layers)  # one (P, K) per layer
+        features, alphas = self.features_and_alphas(classifier, images, pairs, layers)
         first, *deeper = (
             visualise(classifier, images, pairs, feature, self.keep(alpha))
             for feature, alpha in zip(features, alphas, strict=True)
@@ -73,17 +72,26 @@ class SISE:
         return (alpha > 0) & (alpha > self.mu * alpha.amax(1, keepdim=True))
 
     @staticmethod
-    def alphas(classifier: Classifier, images: Tensor, pairs: Pairs, layers: Sequence[str]) -> list[Tensor]:
-        """alpha (P,K) of every layer, up to one positive factor per pair."""
+    def features_and_alphas(
+        classifier: Classifier, images: Tensor, pairs: Pairs, layers: Sequence[str]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """A (B,K,h,w) and alpha (P,K) of every layer, alpha up to one positive factor per pair."""
+        features: list[Tensor] = []
 
-        def work(rows: slice) -> list[Tensor]:
-            needed, chunk = pairs.chunk(rows)
-            activations, logits = classifier.capture(images[needed], layers, chunk.image)
-            with torch.enable_grad():
-                score = classifier.log_odds(logits, chunk.target).sum()
-            return [g.sum((2, 3)) for g in torch.autograd.grad(score, activations)]
+        def work(image: Tensor, target: Tensor) -> Tensor:
+            activations, logits = classifier.capture(images[image], layers)
+            columns = [
+                torch.cat([gradient.sum((2, 3)) for gradient in gradients], 1)
+                for gradients in classifier.by_class(logits, target, activations, classifier.log_odds)
+            ]
+            if not features:
+                features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)
+            for feature, activation in zip(features, activations, strict=True):
+                feature[image] = activation.detach()
+            return torch.stack(columns, 1)
 
-        return [torch.cat(parts) for parts in zip(*classifier.in_chunks(work, len(pairs)), strict=True)]
+        alphas = classifier.of_images(pairs, work)  # (P, K of all layers)
+        return features, list(alphas.split([feature.shape[1] for feature in features], 1))
 
 
 def visualise(classifier: Classifier, images: Tensor, pairs: Pairs, feature: Tensor, keep: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class SmoothGrad:
     The mean is over signed gradients, k is the colour channel. The noise is drawn for every value of the image,
     seeded by (seed, "smoothgrad", image id): all classes of an image see the same copies.
 
-    Cost: n forwards and n backwards per pair. Memory does not grow with n.
+    Cost: n forwards per image, n backwards per pair. Memory does not grow with n.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class SmoothGrad:
         generators = [torch_generator(self.seed, "smoothgrad", image_id) for image_id in pairs.image_ids]
         deviation = self.sigma * (images.amax((1, 2, 3)) - images.amin((1, 2, 3))).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         total = torch.zeros_like(images[pairs.image])
-        at_once = max(1, classifier.forward_batch // len(pairs))
+        at_once = max(1, 4 * classifier.forward_batch // len(images))  # so that images with as many classes fill passes
         for start in range(0, self.samples, at_once):
             count = min(at_once, self.samples - start)
             copies = torch.stack([images + deviation * self._noise(images, generators) for _ in range(count)])

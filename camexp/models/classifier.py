@@ -21,6 +21,11 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def chosen_logit(logits: Tensor, target: Tensor) -> Tensor:
+    """y_c (n,) of logits (n,C) and classes (n,)."""
+    return logits.gather(1, target[:, None])[:, 0]
+
+
 class Classifier:
     """A network in evaluation mode with everything that explaining it needs.
 
@@ -36,6 +41,10 @@ class Classifier:
     precision: "fp32"; "tf32" lets a GPU round the factors of products to 10 bits, in every pass; "bf16" runs the
         passes without a graph (those of perturbation methods) in bfloat16, save inside `exactly()`.
     compiled: run the passes without a graph through torch.compile (with CUDA graphs on a GPU).
+    channels_last: memory format of images and weights; otherwise it is PyTorch's default one.
+    inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
+    tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
+        pass then ends as well.
 
     Raises
     ------
@@ -52,6 +61,9 @@ class Classifier:
         device: torch.device | str = "cpu",
         precision: str = "fp32",
         compiled: bool = False,
+        channels_last: bool = True,
+        inference_mode: bool = True,
+        tail_backward: bool = True,
     ):
         if confidence not in CONFIDENCES:
             raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
@@ -60,7 +72,8 @@ class Classifier:
         if precision not in PRECISIONS:
             raise CamexpError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         self.device = torch.device(device)
-        network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
         self._activations = [module for module in self.network.modules() if hasattr(module, "inplace")]
         self._work_in_place(False)
@@ -74,6 +87,7 @@ class Classifier:
         self._fill_is_zero = not bool(self.fill.any())
         self.forward_batch = forward_batch
         self.precision = precision
+        self.inference_mode, self.tail_backward = inference_mode, tail_backward
         if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
@@ -117,16 +131,17 @@ class Classifier:
         d softmax_c = Psi (1 - Psi) d(y_c - log sum_{j != c} exp y_j), and d sigmoid_c = Psi (1 - Psi) dy_c:
         without the factor, which underflows for a saturated network, directions and ratios stay exact.
         """
-        chosen = logits.gather(1, target[:, None])[:, 0]
+        chosen = chosen_logit(logits, target)
         if self.confidence_name != "softmax" or logits.shape[1] == 1:
             return chosen
         others = logits.scatter(1, target[:, None], -torch.inf)
         return chosen - others.logsumexp(1)
 
-    @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
-        return torch.cat(self.in_chunks(lambda rows: self._without_graph(images[rows]), len(images)))
+        with torch.inference_mode() if self.inference_mode else torch.no_grad():
+            chunks = self.in_chunks(lambda rows: self._without_graph(images[rows]), len(images))
+        return torch.cat(chunks)  # outside: a graph of the caller's may keep it
 
     def _without_graph(self, images: Tensor) -> Tensor:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
@@ -140,7 +155,7 @@ class Classifier:
             self.on_forward(len(images))
             missing = self.forward_batch - len(images)  # every shape would be compiled anew
             full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
-            full = full.to(self.device).contiguous(memory_format=torch.channels_last)
+            full = full.to(self.device).contiguous(memory_format=self.memory_format)
             return self._compiled(full)[: len(images)].float().clone()  # a CUDA graph uses its output again
 
     @contextmanager
@@ -166,7 +181,7 @@ class Classifier:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
         self.on_forward(len(images))
-        return self.network(images.to(self.device).contiguous(memory_format=torch.channels_last))
+        return self.network(images.to(self.device).contiguous(memory_format=self.memory_format))
 
     def in_chunks(self, work: Callable[[slice], T], total: int) -> list[T]:
         """`work(rows)` for consecutive slices of at most `forward_batch` of `total` rows, in order.
@@ -230,7 +245,8 @@ class Classifier:
 
         Before that layer nothing is recorded, so that a backward pass runs only through the tail; and there the
         batch is re-indexed by `rows`, so that the head runs once per image and the tail once per pair. (Behind a
-        layer that a skip connection bypasses the rows do not fit; then the head runs once per pair too.)
+        layer that a skip connection bypasses the rows do not fit; then the head runs once per pair too.) Without
+        `tail_backward` the graph begins at the image, and a backward pass ends there.
 
         Parameters
         ----------
@@ -244,17 +260,19 @@ class Classifier:
         """
         if rows is not None and len(rows) == len(images):
             images, rows = images[rows], None
+        inputs = images if self.tail_backward else images.detach().requires_grad_()
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
             if not found:
-                output = (output if rows is None else output[rows]).detach().requires_grad_()
+                output = output if rows is None else output[rows]
+                output = output.detach().requires_grad_() if self.tail_backward else _carried_back(output, inputs)
             found[name] = output
             return output.clone()  # what follows may change its input in place
 
         try:
             with self.hooks(layers, keep), torch.enable_grad():
-                logits = self.forward(images)
+                logits = self.forward(inputs)
         except RuntimeError as error:
             if rows is None or _out_of_memory(error):
                 raise
@@ -271,7 +289,7 @@ class Classifier:
             needed, chunk = pairs.chunk(rows)
             (activation,), logits = self.capture(images[needed], [layer], chunk.image)
             with torch.enable_grad():
-                score = logits.gather(1, chunk.target[:, None]).sum()
+                score = chosen_logit(logits, chunk.target).sum()
             (gradient,) = torch.autograd.grad(score, [activation])
             return activation.detach(), gradient
 
@@ -279,15 +297,69 @@ class Classifier:
         return torch.cat(activations), torch.cat(gradients)
 
     def input_gradients(self, images: Tensor, pairs: Pairs) -> Tensor:
-        """Gradients dy_c/dI (P,3,H,W) of the pairs' logits; one forward and backward pass per pair."""
+        """Gradients dy_c/dI (P,3,H,W) of the pairs' logits; one forward per image, one backward per pair."""
 
-        def work(rows: slice) -> Tensor:
-            inputs = images[pairs.image[rows]].detach().requires_grad_()
+        def work(image: Tensor, target: Tensor) -> Tensor:
+            inputs = images[image].detach().requires_grad_()
             with torch.enable_grad():
-                score = self.forward(inputs).gather(1, pairs.target[rows][:, None]).sum()
-            return torch.autograd.grad(score, inputs)[0]
+                logits = self.forward(inputs)
+            return torch.stack([gradient for (gradient,) in self.by_class(logits, target, [inputs])], 1)
 
-        return torch.cat(self.in_chunks(work, len(pairs)))
+        return self.of_images(pairs, work)
+
+    def of_images(self, pairs: Pairs, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """`work(image, target)` for some images at a time, whose classes share a forward pass; (P,...) in all.
+
+        Images with equally many classes go together, so that none is run backward for a class that it does not ask
+        for.
+
+        Parameters
+        ----------
+        work: indices of n images (n,) and c classes for each (n,c) -> (n,c,...).
+        """
+        order, results = [], []
+        for image, pair in pairs.by_count():
+
+            def some(rows: slice, image: Tensor = image, target: Tensor = pairs.target[pair]) -> Tensor:
+                return work(image[rows], target[rows]).flatten(0, 1)
+
+            results += self.in_chunks(some, len(image))
+            order.append(pair.flatten())
+        return torch.cat(results)[torch.cat(order).argsort()]
+
+    def by_class(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        inputs: Sequence[Tensor],
+        score: Callable[[Tensor, Tensor], Tensor] = chosen_logit,
+        keep: bool = False,
+    ) -> Iterator[Sequence[Tensor]]:
+        """Gradients of the score of each image's first class, then of its second, and so on.
+
+        Parameters
+        ----------
+        logits: (n,C), of one forward pass with a graph; target: (n,c).
+        inputs: tensors (n,...) of the graph.
+        score: logits (n,C) and classes (n,) -> what is differentiated, (n,).
+        keep: the graph, for further backward passes.
+        """
+        last = target.shape[1] - 1
+        for j, column in enumerate(target.T):
+            with torch.enable_grad():
+                total = score(logits, column).sum()
+            yield torch.autograd.grad(total, inputs, materialize_grads=True, retain_graph=keep or j < last)
+
+
+def _carried_back(output: Tensor, inputs: Tensor) -> Tensor:
+    """A copy of `output` whose gradient, once it is found, goes on back to `inputs`; autograd would stop there."""
+    copy = output.clone()
+
+    def go_on(gradient: Tensor) -> None:
+        torch.autograd.grad(output, inputs, gradient, retain_graph=True)  # the caller may go back again
+
+    copy.register_hook(go_on)
+    return copy
 
 
 def _out_of_memory(error: BaseException) -> bool:
