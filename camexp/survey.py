@@ -12,7 +12,7 @@ from camexp import config
 from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
-from camexp.explain import clock, stack
+from camexp.explain import Explainer, clock, stack
 from camexp.files import free_bytes
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import feed
@@ -136,7 +136,7 @@ def probe(cfg: DictConfig, dataset: Dataset, classifier: Classifier, budget: flo
 
     classifier.on_forward = check
     try:
-        config.make_method(cfg)(classifier, images, pairs)
+        Explainer(classifier, config.make_method(cfg), cfg.share_classes).maps(images, pairs)
         classifier.scores(images[pairs.image])  # Drop and Increase
         over = False
     except _Over:
@@ -156,7 +156,7 @@ def _first_image(cfg: DictConfig, dataset: Dataset, classifier: Classifier) -> t
     for index, _ in zip(with_pairs, range(10), strict=False):
         fed = feed(dataset.load(index), preprocess)
         if fed.image is not None and fed.sample.targets:
-            return stack([fed], classifier.device)
+            return stack([fed], classifier.device, classifier.memory_format)
     raise CamexpError(f"none of the first images of dataset={cfg.dataset.name} can be read")
 
 

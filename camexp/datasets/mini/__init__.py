@@ -52,14 +52,14 @@ def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def minivoc(root: str, split: str = "test", images: int = 64, seed: int = 0, difficult: str = "skip") -> VOC:
+def minivoc(root: str, split: str = "test", images: int = 32, seed: int = 0, difficult: str = "skip") -> VOC:
     """Scenes with eight classes as a VOCdevkit folder under `root`; `images` in the split."""
     recipe = {"version": RECIPE, "set": "minivoc", "split": split, "images": images, "seed": seed}
     folder = ensure(Path(root) / split, recipe, lambda made: write_voc(made, split, images, VOC_THINGS, seed))
     return VOC(str(folder), 2007, split, VOC_THINGS, difficult)
 
 
-def minicoco(root: str, split: str = "val2014", images: int = 64, seed: int = 0) -> COCO:
+def minicoco(root: str, split: str = "val2014", images: int = 32, seed: int = 0) -> COCO:
     """Scenes with twelve classes as COCO JSON (polygons, run lengths, crowds) under `root`."""
     recipe = {"version": RECIPE, "set": "minicoco", "split": split, "images": images, "seed": seed}
     folder = ensure(Path(root) / split, recipe, lambda made: write_coco(made, split, images, COCO_THINGS, seed))
@@ -69,7 +69,7 @@ def minicoco(root: str, split: str = "val2014", images: int = 64, seed: int = 0)
 def ministeel(
     root: str,
     split: str = "test",
-    images: int = 64,
+    images: int = 32,
     seed: int = 0,
     with_normal: bool = False,
     selection: str = "full",
