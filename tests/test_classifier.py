@@ -192,23 +192,36 @@ def test_capture_cuts_the_graph_at_the_layer() -> None:
     assert activation.grad is not None
 
 
-def test_capture_runs_the_head_per_image_and_the_tail_per_pair() -> None:
+def test_one_forward_per_image_and_one_backward_through_the_tail_per_pair() -> None:
     images, pairs = make_batch()
     classifier = make_classifier()
     head, tail = watch(classifier, CONV), watch(classifier, "5")
-    (activation,), logits = classifier.capture(images, [CAM], pairs.image)
-    assert (head, tail) == ([3], [6])
-    assert activation.shape == (6, 6, 8, 8)
-    assert logits.shape == (6, 4)
-    network = plain_network()
-    assert torch.allclose(activation, network[:5](images)[pairs.image], atol=1e-6)
-    assert torch.allclose(logits, network(images)[pairs.image], atol=1e-5)
+    backward: list[int] = []
+    classifier.network.get_submodule("5").register_full_backward_hook(lambda m, g, out: backward.append(len(out[0])))
+    activation, _ = classifier.activations_and_gradients(images, pairs, CAM)
+    assert (sum(head), sum(tail), sum(backward)) == (3, 3, len(pairs))
+    assert torch.allclose(activation, plain_network()[:5](images)[pairs.image], atol=1e-6)
+
+
+def test_images_without_pairs_are_not_run() -> None:
+    images, _ = make_batch()
+    pairs = Pairs(torch.tensor([2, 0]), torch.tensor([1, 3]), ("a", "b", "c"))
+    classifier = make_classifier()
+    head = watch(classifier, CONV)
+    (feature,), (gradient,) = classifier.features_and_gradients(images, pairs, [CAM])
+    assert sum(head) == 2
+    assert not feature[1].any()
+    for p, (image, _, target) in enumerate(pairs):
+        expected = plain_gradient(images[image], target, int(CAM) + 1)
+        assert torch.allclose(feature[image], expected[0], atol=1e-6)
+        assert torch.allclose(gradient[p], expected[1], atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [["1", "4"], ["4", "1"]])
 def test_capture_of_several_layers_begins_at_the_first_to_run(layers: list[str]) -> None:
     images, pairs = make_batch()
-    activations, logits = make_classifier().capture(images, layers, pairs.image)
+    pairs = Pairs(torch.arange(3), pairs.target[:3], pairs.image_ids)
+    activations, logits = make_classifier().capture(images, layers)
     gradients = torch.autograd.grad(logits.gather(1, pairs.target[:, None]).sum(), activations)
     for layer, activation, gradient in zip(layers, activations, gradients, strict=True):
         assert activation.is_leaf == (layer == "1")
@@ -273,10 +286,13 @@ class Bypassed(nn.Module):
 def test_layers_beside_a_skip_connection_are_captured_for_the_right_image(order: list[int]) -> None:
     classifier = make_classifier(Bypassed(), layers={"cam": "branch"})
     images, _ = make_batch()
-    rows = torch.tensor(order)
-    (activation,), logits = classifier.capture(images, ["branch"], rows)
-    torch.testing.assert_close(logits, classifier.network(images)[rows])
-    torch.testing.assert_close(activation, classifier.network.branch(images)[rows])
+    pairs = Pairs(torch.tensor(order), torch.arange(len(order)), ("a", "b", "c"))
+    activation, gradient = classifier.activations_and_gradients(images, pairs, "branch")
+    output = classifier.network.branch(images)
+    torch.testing.assert_close(activation, output[pairs.image])
+    pixels = output[0, 0].numel()
+    expected = (output[pairs.image] > 0) * classifier.network.head.weight[pairs.target][:, :, None, None] / pixels
+    torch.testing.assert_close(gradient, expected)
 
 
 class FunctionalInPlace(nn.Module):

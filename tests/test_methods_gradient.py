@@ -300,11 +300,18 @@ def naive_full_gradients(network: Block, image: Tensor, target: int) -> list[Ten
     return [(g * v).detach() for g, v in zip(torch.autograd.grad(score, values), values, strict=True)]
 
 
+def taken_terms(classifier: Classifier, images: torch.Tensor, target: torch.Tensor) -> list[torch.Tensor]:
+    """The terms for one class per image, from the input on."""
+    terms: list[torch.Tensor] = []
+    assert len(list(full_gradients(classifier, images, target, terms.append))) == 1
+    return terms[-1:] + terms[-2::-1]
+
+
 def test_full_gradients_agree_with_biases_spelt_out_and_sum_to_the_logit() -> None:
     images, pairs = make_batch()
     network = Block()
     classifier = make_classifier(network, layers={})
-    (terms,) = map(list, full_gradients(classifier, images[pairs.image], pairs.target[:, None]))
+    terms = taken_terms(classifier, images[pairs.image], pairs.target[:, None])
     assert [term.dim() for term in terms] == [4, 4, 4, 4, 2]
     for p, (i, _, c) in enumerate(pairs):
         for term, expected in zip(terms, naive_full_gradients(network, images[i], c), strict=True):
@@ -331,7 +338,7 @@ def test_fullgrad_sums_the_scaled_terms_but_not_the_linear_one(scaling: str) -> 
 def test_fullgrad_enlarges_the_terms_of_deeper_layers() -> None:
     images, pairs = make_batch()
     classifier = make_classifier()
-    (terms,) = map(list, full_gradients(classifier, images[pairs.image], pairs.target[:, None]))
+    terms = taken_terms(classifier, images[pairs.image], pairs.target[:, None])
     assert [tuple(term.shape[2:]) for term in terms] == [(16, 16), (16, 16), (8, 8), ()]
     expected = torch.zeros(len(pairs), 16, 16)
     for term in terms[:3]:

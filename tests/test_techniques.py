@@ -73,13 +73,13 @@ def backward_rows(classifier: Classifier, path: str) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize(("tail_backward", "at_the_start"), [(True, []), (False, [3])])
-def test_backward_pass_ends_at_the_layer_or_at_the_image(tail_backward: bool, at_the_start: list[int]) -> None:
+@pytest.mark.parametrize(("tail_backward", "at_the_start"), [(True, 0), (False, 6)])
+def test_backward_pass_ends_at_the_layer_or_at_the_image(tail_backward: bool, at_the_start: int) -> None:
     images, pairs = make_batch()
     classifier = make_classifier(tail_backward=tail_backward)
     with backward_rows(classifier, "0") as start, backward_rows(classifier, "5") as tail:
         classifier.activations_and_gradients(images, pairs, "4")
-    assert (start, tail) == (at_the_start, [len(pairs)])
+    assert (sum(start), sum(tail)) == (at_the_start, len(pairs))
     assert not images.requires_grad
 
 

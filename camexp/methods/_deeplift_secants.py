@@ -22,8 +22,8 @@ def settle(values: Tensor, slack: Tensor) -> Tensor:
 
 
 def multiplier(rise: Tensor, change: Tensor, slack: Tensor, slope: Tensor | float) -> Tensor:
-    """rise / change, or the slope where the change is negligible, as the paper advises."""
-    return torch.where(change.abs() > slack, rise / change, slope)  # what is not taken may be infinite
+    """rise / change, or the slope where the change is negligible, as the paper advises; it overwrites the rise."""
+    return torch.where(change.abs() > slack, rise.div_(change), slope)  # what is not taken may be infinite
 
 
 def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
@@ -35,8 +35,7 @@ def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
             start = function(point)
             (slope,) = torch.autograd.grad(start.sum(), point)
         with torch.no_grad():
-            end = x + change
-            rise = function(end.where(end.abs() > slack, 0.0)).sub_(start)
+            rise = function(x + change).sub_(start)
             m = multiplier(rise, change, slack, slope)
         return m * change
 

@@ -73,11 +73,12 @@ class DeepLIFT:
         if self.rule == "linear":
             return classifier.input_gradients(images, pairs) * difference[pairs.image]
 
-        def work(image: Tensor, target: Tensor) -> Tensor:
+        def work(image: Tensor, target: Tensor) -> list[Tensor]:
             change = difference[image]
-            return change[:, None] * self._multipliers(classifier, change, target)
+            return [change[:, None] * self._multipliers(classifier, change, target)]
 
-        return classifier.of_images(pairs, work)
+        (contributions,) = classifier.of_images(pairs, work)
+        return contributions
 
     def _multipliers(self, classifier: Classifier, change: Tensor, target: Tensor) -> Tensor:
         """m (n,c,3,H,W) of the differences (n,3,H,W) for the logits of the classes (n,c)."""

@@ -62,7 +62,7 @@ class ExpectedGradCAM:
     that off. Draws are seeded by (seed, "expected_gradcam", image id): all classes of an image share them.
 
     Cost: n forwards per image, one for A(I), and for "difference" one for each A(I'), which is one alone where I'
-    is fixed; n passes through the tail, forth and back, per pair.
+    is fixed; n backwards through the tail per pair.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ class ExpectedGradCAM:
         draws = _Draws(self, images, classifier.fill, pairs.image_ids)
         total = activation.new_zeros(activation.shape[:2])
         at_reference: Tensor | None = None
-        at_once = max(1, classifier.forward_batch // len(images))
+        at_once = classifier.copies_at_once(len(images))
         for start in range(0, self.samples, at_once):
             samples = range(start, min(start + at_once, self.samples))
             reference, points = draws.take(samples)  # (T, B, 3, H, W) each; one reference where it is fixed

@@ -1,9 +1,8 @@
 """FullGrad (Srinivas and Fleuret, NeurIPS 2019, arXiv 1905.00780, sections 3 and 4)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ class FullGrad:
     minimum and maximum, and enlarges them bilinearly to the image. Biases of linear layers have no place in the
     image and are left out of the map, as in the paper; completeness needs them (see `full_gradients`).
 
-    Cost: one forward per image, one backward per pair; the gradients at all outputs of convolutions and batch norms are
-    in memory together.
+    Cost: one forward per image, one backward per pair.
 
     Parameters
     ----------
@@ -49,58 +47,64 @@ class FullGrad:
             raise CamexpError(f"method.scaling of fullgrad must be one of {', '.join(SCALINGS)}, not {self.scaling!r}")
 
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
-        def work(image: Tensor, target: Tensor) -> Tensor:
-            terms_by_class = full_gradients(classifier, images[image], target)
-            return torch.stack([self.saliency(terms, images.shape[2:]) for terms in terms_by_class], 1)
+        def work(image: Tensor, target: Tensor) -> list[Tensor]:
+            sums: dict[Sequence[int], Tensor] = {}  # terms of one size are added before they are enlarged
 
-        return classifier.of_images(pairs, work)
+            def add(term: Tensor) -> None:
+                if term.dim() == 4:
+                    psi = self.scaled(term)
+                    sums[psi.shape] = sums[psi.shape] + psi if psi.shape in sums else psi
 
-    def saliency(self, terms: Iterable[Tensor], size: Sequence[int]) -> Tensor:
-        """M (n,H,W) of the terms of the complete sum; those of one size are added before they are enlarged."""
-        sums: dict[Sequence[int], Tensor] = {}
-        for term in terms:
-            if term.dim() == 4:
-                psi = self.scaled(term)
-                sums[psi.shape] = sums[psi.shape] + psi if psi.shape in sums else psi
-        return torch.stack([upsample(total, size) for total in sums.values()]).sum(0)
+            maps = []
+            for _ in full_gradients(classifier, images[image], target, add):
+                maps.append(torch.stack([upsample(total, images.shape[2:]) for total in sums.values()]).sum(0))
+                sums.clear()
+            return [torch.stack(maps, 1)]
+
+        (maps,) = classifier.of_images(pairs, work)
+        return maps
 
     def scaled(self, term: Tensor) -> Tensor:
-        """Sum over channels of the absolute values of a term (n,C,h,w), scaled to [0,1], (n,h,w)."""
-        values, extent = term.abs(), SCALINGS[self.scaling]
+        """Sum over channels of the absolute values of a term (n,C,h,w), scaled to [0,1], (n,h,w); it is overwritten."""
+        values, extent = term.abs_(), SCALINGS[self.scaling]
         low, high = values.amin(extent, keepdim=True), values.amax(extent, keepdim=True)
         factor = torch.where(high > low, 1 / (high - low), 0.0)
         return values.sub_(low).mul_(factor).sum(1)
 
 
-def full_gradients(classifier: Classifier, images: Tensor, target: Tensor) -> Iterator[Iterator[Tensor]]:
-    """Terms of the complete sum for images (n,3,H,W) in one pass, for each column of the classes (n,c) in turn.
+def full_gradients(
+    classifier: Classifier, images: Tensor, target: Tensor, take: Callable[[Tensor], None]
+) -> Iterator[None]:
+    """Hand over the terms of the complete sum for images (n,3,H,W), for each column of the classes (n,c) in turn.
 
-    Returns
-    -------
-    dy_c/dx * x (n,3,H,W), then dy_c/dz * b for every call of a convolution or batch norm, (n,C,h,w), and of a
-    linear layer, (n,N). The sum of everything is y_c, if every bias belongs to such a layer and all other
-    operations are positively homogeneous.
+    `take` is called with every term as the backward pass comes to it, so that the gradients need not be kept:
+    dy_c/dz * b for every call of a convolution or batch norm, (n,C,h,w), and of a linear layer, (n,N), the last call
+    first; then dy_c/dx * x (n,3,H,W). The sum of everything is y_c, if every bias belongs to such a layer and all
+    other operations are positively homogeneous. One forward pass serves all classes.
     """
     inputs = images.detach().requires_grad_()
-    with biased_outputs(classifier.network) as found, torch.enable_grad():
+    with biased_outputs(classifier.network, take), torch.enable_grad():
         logits = classifier.forward(inputs)
-    outputs, biases = [output for output, _ in found], [bias for _, bias in found]
-    for gradient, *gradients in classifier.by_class(logits, target, [inputs, *outputs]):
-        terms = (g * b.view(-1, *[1] * (g.dim() - 2)) for g, b in zip(gradients, biases, strict=True))
-        yield chain([gradient * images], terms)
+    for (gradient,) in classifier.by_class(logits, target, [inputs]):
+        take(gradient * images)
+        yield
 
 
 @contextmanager
-def biased_outputs(network: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """The list to which, while the context lasts, every call of a layer with a bias adds its output and bias (C,)."""
-    found: list[tuple[Tensor, Tensor]] = []
+def biased_outputs(network: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
+    """While the context lasts, let gradients that will come back to a layer with a bias be taken, times the bias."""
+
+    def watch(output: Tensor, bias: Tensor) -> None:
+        shaped = bias.view(-1, *[1] * (output.dim() - 2))
+        output.register_hook(lambda gradient: take(gradient * shaped))
+
     handles = [
-        module.register_forward_hook(lambda module, args, output, bias=bias: found.append((output, bias)))
+        module.register_forward_hook(lambda module, args, output, bias=bias: watch(output, bias))
         for module in network.modules()
         if (bias := bias_of(module)) is not None
     ]
     try:
-        yield found
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -18,7 +18,7 @@ class GradCAM:
 
     A (P,K,h,w) are the layer's activations; M is enlarged bilinearly from (h,w) to (H,W).
 
-    Cost: one forward per image; per pair one pass through the tail behind the layer, forth and back.
+    Cost: one forward per image; per pair one backward through the tail behind the layer.
 
     Parameters
     ----------

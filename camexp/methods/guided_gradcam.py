@@ -47,7 +47,7 @@ class GuidedGradCAM:
         """R^0 * L (P,3,H,W), signed."""
         layer = self.layer or classifier.cam_layer
 
-        def work(image: Tensor, target: Tensor) -> Tensor:
+        def work(image: Tensor, target: Tensor) -> list[Tensor]:
             inputs, found = images[image].detach().requires_grad_(), []
 
             def keep(name: str, output: Tensor) -> Tensor:
@@ -61,6 +61,7 @@ class GuidedGradCAM:
             guide.on = True
             guided = [gradient for (gradient,) in classifier.by_class(logits, target, [inputs])]
             cams = [gradcam(found[0].detach(), gradient, images.shape[2:]) for gradient in plain]  # (n, H, W) each
-            return torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]
+            return [torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]]
 
-        return classifier.of_images(pairs, work)
+        (attributions,) = classifier.of_images(pairs, work)
+        return attributions

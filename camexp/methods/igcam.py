@@ -20,7 +20,7 @@ class IntegratedGradCAM:
 
     I' is the fed value of a masked-out pixel, `classifier.fill`: the zero of the fed tensor by default.
 
-    Cost: m forwards per image (one more for I'); m passes through the tail, forth and back, per pair.
+    Cost: m forwards per image (one more for I'); m backwards through the tail per pair.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class IntegratedGradCAM:
         reference = classifier.activations(black, [layer])[0] if paper else 0.0  # A(I'), (1, K, h, w)
         points = torch.arange(self.m, device=images.device) + (1 if paper else 0)
         total: Tensor | float = 0.0
-        at_once = max(1, classifier.forward_batch // len(images))
+        at_once = classifier.copies_at_once(len(images))
         for t in points.split(at_once):
             alpha = (t / self.m).view(-1, 1, 1, 1, 1)
             path = (black + alpha * (images - black)).flatten(0, 1)  # (T * B, 3, H, W)

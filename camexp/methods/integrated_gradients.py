@@ -90,7 +90,7 @@ class IntegratedGradients:
         change = images - baseline
         alphas, weights = (values.to(images).view(-1, 1, 1, 1, 1) for values in RULES[self.rule](self.steps))
         total = torch.zeros_like(images[pairs.image])
-        at_once = max(1, 4 * classifier.forward_batch // len(images))  # so that images with as many classes fill passes
+        at_once = classifier.copies_at_once(len(images))
         for alpha, weight in zip(alphas.split(at_once), weights.split(at_once), strict=True):
             path = (baseline + alpha * change).flatten(0, 1)  # (T * B, 3, H, W)
             gradient = classifier.input_gradients(path, pairs.tile(len(alpha)))

@@ -76,22 +76,9 @@ class SISE:
         classifier: Classifier, images: Tensor, pairs: Pairs, layers: Sequence[str]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """A (B,K,h,w) and alpha (P,K) of every layer, alpha up to one positive factor per pair."""
-        features: list[Tensor] = []
-
-        def work(image: Tensor, target: Tensor) -> Tensor:
-            activations, logits = classifier.capture(images[image], layers)
-            columns = [
-                torch.cat([gradient.sum((2, 3)) for gradient in gradients], 1)
-                for gradients in classifier.by_class(logits, target, activations, classifier.log_odds)
-            ]
-            if not features:
-                features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)
-            for feature, activation in zip(features, activations, strict=True):
-                feature[image] = activation.detach()
-            return torch.stack(columns, 1)
-
-        alphas = classifier.of_images(pairs, work)  # (P, K of all layers)
-        return features, list(alphas.split([feature.shape[1] for feature in features], 1))
+        return classifier.features_and_gradients(
+            images, pairs, layers, classifier.log_odds, lambda gradient: gradient.sum((2, 3))
+        )
 
 
 def visualise(classifier: Classifier, images: Tensor, pairs: Pairs, feature: Tensor, keep: Tensor) -> Tensor:

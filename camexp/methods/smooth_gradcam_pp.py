@@ -27,7 +27,7 @@ class SmoothGradCAMPlusPlus:
     denominator is 0, alpha = 0. The noise is seeded by (seed, "smooth_gradcam_pp", image id): all classes of an
     image share it.
 
-    Cost: n + 1 forwards per image; n passes through the tail, forth and back, per pair.
+    Cost: n + 1 forwards per image; n backwards through the tail per pair.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class SmoothGradCAMPlusPlus:
         generators = [torch_generator(self.seed, "smooth_gradcam_pp", i) for i in pairs.image_ids]
         scale = self.sigma * input_range(images)
         sums: list[Tensor] = []
-        at_once = max(1, classifier.forward_batch // len(images))
+        at_once = classifier.copies_at_once(len(images))
         for start in range(0, self.samples, at_once):
             times = min(at_once, self.samples - start)
             noisy = torch.cat([images + scale * gaussian_noise(generators, images) for _ in range(times)])

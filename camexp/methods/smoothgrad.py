@@ -57,7 +57,7 @@ class SmoothGrad:
         generators = [torch_generator(self.seed, "smoothgrad", image_id) for image_id in pairs.image_ids]
         deviation = self.sigma * (images.amax((1, 2, 3)) - images.amin((1, 2, 3))).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
         total = torch.zeros_like(images[pairs.image])
-        at_once = max(1, 4 * classifier.forward_batch // len(images))  # so that images with as many classes fill passes
+        at_once = classifier.copies_at_once(len(images))
         for start in range(0, self.samples, at_once):
             count = min(at_once, self.samples - start)
             copies = torch.stack([images + deviation * self._noise(images, generators) for _ in range(count)])

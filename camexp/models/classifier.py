@@ -205,6 +205,13 @@ class Classifier:
 
     # -------------------------------------------------------------------------- activations and gradients
 
+    def copies_at_once(self, images: int) -> int:
+        """Of how many copies of so many images (points of paths, noisy samples) gradients are asked for in one call.
+
+        Enough for several passes, so that the images that have equally many classes fill one.
+        """
+        return max(1, 4 * self.forward_batch // images)
+
     @contextmanager
     def hooks(self, layers: Sequence[str], keep: Callable[[str, Tensor], Tensor]) -> Iterator[None]:
         """Pass the output of each layer through `keep(name, output)` while the context lasts."""
@@ -240,92 +247,106 @@ class Classifier:
 
         return [torch.cat(parts) for parts in zip(*self.in_chunks(work, len(images)), strict=True)]
 
-    def capture(self, images: Tensor, layers: Sequence[str], rows: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def capture(self, images: Tensor, layers: Sequence[str]) -> tuple[list[Tensor], Tensor]:
         """One forward pass with a graph that begins at the first of the layers.
 
-        Before that layer nothing is recorded, so that a backward pass runs only through the tail; and there the
-        batch is re-indexed by `rows`, so that the head runs once per image and the tail once per pair. (Behind a
-        layer that a skip connection bypasses the rows do not fit; then the head runs once per pair too.) Without
+        Before that layer nothing is recorded, so that a backward pass runs only through the tail. Without
         `tail_backward` the graph begins at the image, and a backward pass ends there.
 
         Parameters
         ----------
         images: (B,3,H,W), in one pass.
         layers: module paths; the graph begins at the one that runs first.
-        rows: (P,) index into the images; all of them in order by default.
 
         Returns
         -------
-        Activations (P,K,h,w) of each layer, differentiable, and logits (P,C).
+        Activations (B,K,h,w) of each layer, differentiable, and logits (B,C).
         """
-        if rows is not None and len(rows) == len(images):
-            images, rows = images[rows], None
         inputs = images if self.tail_backward else images.detach().requires_grad_()
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
             if not found:
-                output = output if rows is None else output[rows]
                 output = output.detach().requires_grad_() if self.tail_backward else _carried_back(output, inputs)
             found[name] = output
             return output.clone()  # what follows may change its input in place
 
-        try:
-            with self.hooks(layers, keep), torch.enable_grad():
-                logits = self.forward(inputs)
-        except RuntimeError as error:
-            if rows is None or _out_of_memory(error):
-                raise
-            return self.capture(images[rows], layers)
+        with self.hooks(layers, keep), torch.enable_grad():
+            logits = self.forward(inputs)
         return [found[name] for name in layers], logits
 
     def activations_and_gradients(self, images: Tensor, pairs: Pairs, layer: str) -> tuple[Tensor, Tensor]:
         """Activations A and gradients dy_c/dA of the pairs' logits, both (P,K,h,w), at one layer.
 
-        One forward pass per image, and one pass through the tail after the layer, forth and back, per pair.
+        One forward per image, and one backward through the tail behind the layer per pair.
         """
+        (activation,), (gradient,) = self.features_and_gradients(images, pairs, [layer])
+        return activation[pairs.image], gradient
 
-        def work(rows: slice) -> tuple[Tensor, Tensor]:
-            needed, chunk = pairs.chunk(rows)
-            (activation,), logits = self.capture(images[needed], [layer], chunk.image)
-            with torch.enable_grad():
-                score = chosen_logit(logits, chunk.target).sum()
-            (gradient,) = torch.autograd.grad(score, [activation])
-            return activation.detach(), gradient
+    def features_and_gradients(
+        self,
+        images: Tensor,
+        pairs: Pairs,
+        layers: Sequence[str],
+        score: Callable[[Tensor, Tensor], Tensor] = chosen_logit,
+        reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Activations A (B,K,h,w) of each layer, and what `reduce` leaves of the gradients dscore/dA, (P,...).
 
-        activations, gradients = zip(*self.in_chunks(work, len(pairs)), strict=True)
-        return torch.cat(activations), torch.cat(gradients)
+        One forward per image, and one backward to the first layer per pair. Images without pairs are not run; their
+        activations are 0.
+
+        Parameters
+        ----------
+        score: as of `by_class`.
+        reduce: gradients (n,K,h,w) of n pairs -> (n,...).
+        """
+        features: list[Tensor] = []
+
+        def work(image: Tensor, target: Tensor) -> list[Tensor]:
+            activations, logits = self.capture(images[image], layers)
+            columns = [[reduce(g) for g in found] for found in self.by_class(logits, target, activations, score)]
+            if not features:
+                features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)
+            for feature, activation in zip(features, activations, strict=True):
+                feature[image] = activation.detach()
+            return [torch.stack(parts, 1) for parts in zip(*columns, strict=True)]
+
+        gradients = self.of_images(pairs, work)
+        return features, gradients
 
     def input_gradients(self, images: Tensor, pairs: Pairs) -> Tensor:
         """Gradients dy_c/dI (P,3,H,W) of the pairs' logits; one forward per image, one backward per pair."""
 
-        def work(image: Tensor, target: Tensor) -> Tensor:
+        def work(image: Tensor, target: Tensor) -> list[Tensor]:
             inputs = images[image].detach().requires_grad_()
             with torch.enable_grad():
                 logits = self.forward(inputs)
-            return torch.stack([gradient for (gradient,) in self.by_class(logits, target, [inputs])], 1)
+            return [torch.stack([gradient for (gradient,) in self.by_class(logits, target, [inputs])], 1)]
 
-        return self.of_images(pairs, work)
+        (gradients,) = self.of_images(pairs, work)
+        return gradients
 
-    def of_images(self, pairs: Pairs, work: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """`work(image, target)` for some images at a time, whose classes share a forward pass; (P,...) in all.
+    def of_images(self, pairs: Pairs, work: Callable[[Tensor, Tensor], list[Tensor]]) -> list[Tensor]:
+        """`work(image, target)` for some images at a time, whose classes share a forward pass; (P,...) each.
 
         Images with equally many classes go together, so that none is run backward for a class that it does not ask
         for.
 
         Parameters
         ----------
-        work: indices of n images (n,) and c classes for each (n,c) -> (n,c,...).
+        work: indices of n images (n,) and c classes for each (n,c) -> any number of results (n,c,...).
         """
         order, results = [], []
         for image, pair in pairs.by_count():
 
-            def some(rows: slice, image: Tensor = image, target: Tensor = pairs.target[pair]) -> Tensor:
-                return work(image[rows], target[rows]).flatten(0, 1)
+            def some(rows: slice, image: Tensor = image, target: Tensor = pairs.target[pair]) -> list[Tensor]:
+                return [result.flatten(0, 1) for result in work(image[rows], target[rows])]
 
             results += self.in_chunks(some, len(image))
             order.append(pair.flatten())
-        return torch.cat(results)[torch.cat(order).argsort()]
+        places = torch.cat(order).argsort()
+        return [torch.cat(parts)[places] for parts in zip(*results, strict=True)]
 
     def by_class(
         self,
