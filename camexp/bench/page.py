@@ -38,7 +38,7 @@ HOW = """## How it is measured
   forward for several classes where they can, and their settings for rows per pass set.
 - The process keeps freed memory (`camexp.memory`), which serves the peers as well.
 - Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
-  at every 5 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
+  at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
 - The controls are left out: they ask nothing of the network.
 """
 
