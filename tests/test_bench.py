@@ -415,6 +415,8 @@ def test_cells_of_other_versions_are_not_mixed(
     assert bench(tmp_path, *some, "--classes", "1") == 0
     assert "these differ: torch" in capsys.readouterr().err
     assert len(read_csv(tmp_path / "bench_cpu.csv", COLUMNS)) == 1
+    assert len(read_csv(tmp_path / "bench_cpu_before.csv", COLUMNS)) == 2  # finished work is not lost
+    assert (tmp_path / "bench_cpu_before.json").is_file()
 
 
 def test_interrupt_keeps_what_is_finished(

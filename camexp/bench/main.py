@@ -57,7 +57,11 @@ def run_table(args: argparse.Namespace, device: torch.device) -> int:
     cells = all_cells(args.methods, args.models, args.images, args.classes)
     store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), args.fresh)
     if store.replaced:
-        print(f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}", file=sys.stderr)
+        print(
+            f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}; the cells of before are "
+            "kept in *_before.csv",
+            file=sys.stderr,
+        )
     store.command = ["python", "scripts/bench.py", *args.given]
     bench = Bench(store, Budget(60 * args.budget), args.rounds, lambda model: Subject(model, options_of(args)))
     status = 0

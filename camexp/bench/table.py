@@ -27,7 +27,8 @@ from camexp.records import read_csv, to_csv
 class Store:
     """The finished cells, in a CSV, and beside it in a JSON what they were measured with.
 
-    Cells of another machine, version or option are not mixed with new ones: they are replaced by the first new one.
+    Cells of another machine, version or option are not mixed with new ones: with the first new one they are set aside,
+    in files whose names end in `_before`.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Store:
         self.left_out: dict[str, str] = {}
         self.command: list[str] = []
         self.replaced: list[str] = []
+        self.set_aside = False
         if self.path.is_file() and not self.fresh:
             before = read_info(self.path).get("made_with", {})
             keys = sorted(before.keys() | self.made_with.keys())
@@ -55,9 +57,18 @@ class Store:
     def write(self) -> None:
         """Write both files."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.replaced and not self.set_aside:
+            self._set_aside()
         info = {"made_with": self.made_with, "command": self.command, "left_out": self.left_out}
         write_atomically(self.path, to_csv(self.rows.values(), COLUMNS, header=True))
         write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+
+    def _set_aside(self) -> None:
+        self.set_aside = True
+        for suffix in (".csv", ".json"):
+            old = self.path.with_suffix(suffix)
+            if old.is_file():
+                old.replace(old.with_name(f"{old.stem}_before{suffix}"))
 
 
 def read_info(path: Path) -> dict[str, Any]:
