@@ -43,7 +43,7 @@ def load_batches(
     Parameters
     ----------
     batches: indices into the data set.
-    workers: processes that decode; "auto" is none for a few batches, else up to four.
+    workers: processes that decode; "auto" is none for a few batches, or on two cores without a GPU, else up to four.
 
     Raises
     ------
@@ -68,7 +68,9 @@ def count_workers(workers: int | str, batches: int) -> int:
     """How many processes decode so many batches."""
     if workers == "auto":
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return 0 if batches < 8 else min(MOST_WORKERS, usable - 1)
+        if batches < 8 or (usable <= 2 and not torch.cuda.is_available()):
+            return 0  # of two cores that compute none is left for decoding
+        return min(MOST_WORKERS, usable - 1)
     if not isinstance(workers, int) or workers < 0:
         raise CamexpError(f"workers must be auto or a count from 0 on, not {workers!r}")
     return min(workers, batches)

@@ -64,8 +64,10 @@ def test_no_more_workers_than_batches(workers, batches, count):
     assert count_workers(workers, batches) == count
 
 
-def test_auto_leaves_a_core_to_the_run(monkeypatch):
-    for cores, count in ((1, 0), (2, 1), (3, 2), (64, 4)):
+@pytest.mark.parametrize("gpu", [False, True])
+def test_auto_leaves_a_core_to_the_run(monkeypatch, gpu):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    for cores, count in ((1, 0), (2, int(gpu)), (3, 2), (64, 4)):
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: set(range(cores)), raising=False)
         assert count_workers("auto", 100) == count
 
