@@ -50,7 +50,7 @@ class Explainer:
     def explain(self, fed: Sequence[Fed]) -> Iterator[Explanation]:
         """The maps of a batch; images of different sizes (with the aspect kept) go in groups of one size."""
         for group in groups(fed):
-            yield self.explain_stack(group, *stack(group, self.classifier.device, self.classifier.memory_format))
+            yield self.explain_stack(group, *stack(group, self.classifier))
 
     def explain_stack(self, fed: Sequence[Fed], images: Tensor, pairs: Pairs) -> Explanation:
         """The maps of pairs over images of one size.
@@ -99,17 +99,15 @@ def classes_apart(pairs: Pairs) -> list[Tensor]:
     return [torch.tensor(some, device=pairs.image.device) for some in rounds]
 
 
-def stack(
-    group: Sequence[Fed], device: torch.device, memory_format: torch.memory_format = torch.channels_last
-) -> tuple[Tensor, Pairs]:
-    """Images of one size (B,3,H,W) and their pairs, on the device, in the layout in which the network reads them."""
+def stack(group: Sequence[Fed], classifier: Classifier) -> tuple[Tensor, Pairs]:
+    """Images of one size (B,3,H,W) and their pairs, where and in the layout in which the classifier reads them."""
     images = torch.stack([f.image for f in group if f.image is not None])
-    images = images.to(device, memory_format=memory_format)
+    images = images.to(classifier.device, memory_format=classifier.memory_format)
     index = [i for i, f in enumerate(group) for _ in f.sample.targets]
     target = [t.class_id for f in group for t in f.sample.targets]
     ids = tuple(f.sample.image_id for f in group)
     pairs = Pairs(torch.tensor(index), torch.tensor(target), ids, torch.cat([f.masks for f in group]))
-    return images, pairs.to(device)
+    return images, pairs.to(classifier.device)
 
 
 def clock(device: torch.device) -> float:

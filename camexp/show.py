@@ -145,7 +145,7 @@ class MapMaker:
     @torch.no_grad()
     def confidence(self, shown: Shown) -> list[str]:
         """What the network says of each pair."""
-        images, pairs = stack([shown.fed], self.classifier.device)
+        images, pairs = stack([shown.fed], self.classifier)
         scores = self.classifier.scores(images)[0]
         first = int(scores.argmax())
         return [f"p = {scores[t].item():.3g}" + ", first choice" * (t == first) for t in pairs.target.tolist()]
@@ -154,7 +154,7 @@ class MapMaker:
         """The method's maps of the image's pairs."""
         if not shown.names:
             return ShownMaps(torch.zeros(0), torch.zeros(0))
-        images, pairs = stack([shown.fed], self.classifier.device)
+        images, pairs = stack([shown.fed], self.classifier)
         maps = method(self.classifier, images, pairs).detach()
         with torch.no_grad():
             confidence = self.classifier.scores(images)[0, pairs.target]

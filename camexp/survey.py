@@ -156,7 +156,7 @@ def _first_image(cfg: DictConfig, dataset: Dataset, classifier: Classifier) -> t
     for index, _ in zip(with_pairs, range(10), strict=False):
         fed = feed(dataset.load(index), preprocess)
         if fed.image is not None and fed.sample.targets:
-            return stack([fed], classifier.device, classifier.memory_format)
+            return stack([fed], classifier)
     raise CamexpError(f"none of the first images of dataset={cfg.dataset.name} can be read")
 
 

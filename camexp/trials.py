@@ -42,7 +42,7 @@ def times(
         readable = [target.class_id for target in fed.sample.targets]
         if fed.image is None or class_id not in readable:
             continue
-        images, all_pairs = stack([fed], explainer.classifier.device, explainer.classifier.memory_format)
+        images, all_pairs = stack([fed], explainer.classifier)
         position = readable.index(class_id)
         _, pair = all_pairs.chunk(slice(position, position + 1))
         seconds = explainer.explain_stack([fed], images, pair).seconds

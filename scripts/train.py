@@ -17,22 +17,17 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats it
 import hydra
 from omegaconf import DictConfig
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
 from camexp.training.run import train
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def _main(cfg: DictConfig) -> None:
-    status = 0
-    try:
+    def report() -> int:
         print(train(cfg))
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on from the last saved state", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        return 0
+
+    sys.exit(exit_status(report, "interrupted: the same command goes on from the last saved state"))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
+from camexp.command import exit_status
 from camexp.config import compose_config, make_classifier, make_dataset, make_preprocess
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
@@ -225,14 +226,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", help="options of camexp.run, e.g. dataset=voc2007 model=vgg16 limit=500")
     parser.add_argument("--compare", action="store_true", help="also feed the network in the wrong ways")
     args = parser.parse_intermixed_args(argv)
-    try:
-        return validate(compose_config(args.options), args.compare)
-    except (CamexpError, HydraException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(
+        lambda: validate(compose_config(args.options), args.compare), mistakes=(CamexpError, HydraException)
+    )
 
 
 if __name__ == "__main__":

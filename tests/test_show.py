@@ -351,7 +351,7 @@ def test_explained_ebpg_is_the_metric_of_the_config(data):
     composed = compose_config([f"data_dir={data}", "model.checkpoint=random", "model.width=0.125", "device=cpu"])
     classifier, _ = config.make_classifier(composed, len(classes(data)))
     shown_maps = MapMaker(classifier, EBPG("clip")).maps(GradCAM(), image)
-    images, pairs = stack([image.fed], classifier.device)
+    images, pairs = stack([image.fed], classifier)
     maps = GradCAM()(classifier, images, pairs)
     expected = EBPG("clip")(Explained(classifier, images, pairs, maps, torch.zeros(len(pairs))))
     assert shown_maps.ebpg.tolist() == pytest.approx(expected.tolist())

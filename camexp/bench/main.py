@@ -30,6 +30,7 @@ from camexp.bench.page import summary, write_page
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
 from camexp.bench.table import Bench, Store, made_with
+from camexp.command import exit_status
 from camexp.config import CONFIGS, make_device
 from camexp.errors import CamexpError
 from camexp.files import write_atomically
@@ -180,16 +181,14 @@ def check(args: argparse.Namespace) -> None:
         raise CamexpError(f"{' '.join(stray)}: options are written option=value")
 
 
+def measure(args: argparse.Namespace) -> int:
+    """What the command line asks for; the exit status."""
+    check(args)
+    return (args.run or run_table)(args, make_device(args.device))
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    try:
-        check(args)
-        return (args.run or run_table)(args, make_device(args.device))
-    except (CamexpError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    return exit_status(lambda: measure(args), mistakes=(CamexpError, HydraException, OmegaConfBaseException))
