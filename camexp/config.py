@@ -110,6 +110,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         channels_last=cfg.channels_last,
         inference_mode=cfg.inference_mode,
         tail_backward=cfg.tail_backward,
+        packed_weights=cfg.packed_weights,
     )
     if automatic:
         classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)

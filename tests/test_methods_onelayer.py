@@ -542,13 +542,13 @@ def test_ablationcam_runs_the_head_once_and_the_tail_in_chunks() -> None:
     images, pairs = make_batch()
     network = bent_network()
     network[0], network[5] = CountedConv(3, 4, 3, padding=1), CountedConv(6, 5, 3, padding=1)
-    classifier = make_classifier(network, forward_batch=4)
+    classifier = make_classifier(network, forward_batch=2)  # activations are half as large as those before
     AblationCAM()(classifier, images, pairs)
     active = [int(a.flatten(1).any(1).sum()) for a in classifier.activations(images, ["4"])[0]]
     assert max(active) > 4
-    assert network[0].seen == [3, 3]  # the last is the line above
+    assert network[0].seen == [2, 1, 2, 1]  # the last two are the line above
     tail = [min(4, n - start) for n in active for start in range(0, n, 4)]
-    assert network[5].seen == [3, 1, *tail, 3]  # the second finds out what the tail reads
+    assert network[5].seen == [2, 1, 1, *tail, 2, 1]  # the third finds out what the tail reads
 
 
 class Winding(nn.Module):
@@ -692,11 +692,11 @@ def test_network_works_as_before_after_the_tail() -> None:
     before = classifier.logits(images)
 
     def fail() -> None:
-        with torch.no_grad(), tail_behind(classifier, images, "block") as (activation, logits, tail):
-            assert torch.allclose(logits, before)
-            assert torch.allclose(tail(activation), before, atol=1e-6)
-            assert not torch.allclose(tail(2 * activation), before, atol=1e-3)
-            tail(activation[:, :1])  # too few channels
+        with torch.no_grad(), tail_behind(classifier, images, "block") as tail:
+            assert torch.allclose(tail.logits, before)
+            assert torch.allclose(tail.run(tail.activations, 0), before, atol=1e-6)
+            assert not torch.allclose(tail.run(2 * tail.activations, 0), before, atol=1e-3)
+            tail.run(tail.activations[:, :1], 0)  # too few channels
 
     with pytest.raises(RuntimeError, match="channels"):
         fail()

@@ -39,7 +39,7 @@ class Technique:
     Attributes
     ----------
     switch: turns the technique off; or on, where it is off by default.
-    method, classes: what it is measured with; classes per image.
+    method, classes, images: what it is measured with; classes per image; images per call, None for the bench's number.
     possible: whether the machine can do it.
     """
 
@@ -47,6 +47,7 @@ class Technique:
     switch: str
     method: str = "rise"
     classes: int = 1
+    images: int | None = None
     default: bool = True
     possible: Callable[[torch.device], bool] = anywhere
 

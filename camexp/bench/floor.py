@@ -21,7 +21,7 @@ SIZES = {"cpu": (4, 8, 16, 32), "cuda": (16, 64, 256)}
 
 GRADIENT_SIZES = {"cpu": (4, 8, 16), "cuda": (16, 64, 128)}
 
-ROWS_OF_TAIL = {"cpu": 32, "cuda": 256}
+ROWS_OF_TAIL = {"cpu": 128, "cuda": 256}
 
 PULSE = {"cpu": 4, "cuda": 64}
 """Images of the pass that tells how fast the machine is at the moment."""
@@ -139,18 +139,19 @@ class Stopwatch:
     def _tail(self) -> tuple[float, float]:
         """Seconds per row through the tail behind the CAM layer, and forth and back."""
         (layer,) = self.layers["cam"][:1]
-        classifier = Classifier(deepcopy(self.network), {"cam": layer}, device=self.device)
-        with tail_behind(classifier, self.images(1), layer) as (activation, _, tail):
-            rows = activation.repeat(ROWS_OF_TAIL[self.device.type], 1, 1, 1)
+        network = deepcopy(self.network)
+        classifier = Classifier(network, {"cam": layer}, device=self.device, packed_weights=False)
+        with tail_behind(classifier, self.images(1), layer) as tail:
+            rows = tail.activations.repeat(ROWS_OF_TAIL[self.device.type], 1, 1, 1)
 
             def forth(rows: Tensor) -> Tensor:
                 with torch.no_grad():
-                    return tail(rows)
+                    return tail.run(rows, 0)
 
             def forth_and_back(rows: Tensor) -> Tensor:
                 with torch.enable_grad():
                     rows = rows.detach().requires_grad_()
-                    return torch.autograd.grad(tail(rows)[:, 0].sum(), rows)[0]
+                    return torch.autograd.grad(tail.run(rows, 0)[:, 0].sum(), rows)[0]
 
             seconds = self._of_rows(forth, rows), self._of_rows(forth_and_back, rows)
         now = self.pulse(REPEATS)

@@ -25,8 +25,16 @@ SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride
 """Parameters of long methods, unless --full: the passes are the same, there are fewer of them."""
 
 PLAIN = (
-    *("fold_batch_norms=false", "channels_last=false", "inference_mode=false", "tail_backward=false"),
-    *("share_classes=false", "batch_size=1", "forward_batch=1", "precision=fp32", "compile=false", "workers=0"),
+    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "inference_mode=false"),
+    *(
+        "tail_backward=false",
+        "share_classes=false",
+        "batch_size=1",
+        "forward_batch=1",
+        "precision=fp32",
+        "compile=false",
+        "workers=0",
+    ),
 )
 """Every technique off. (Decoding ahead and kept memory change no arithmetic.)"""
 
@@ -57,6 +65,7 @@ def switched(switch: str, cosine: float = EXACT, possible: Callable[[torch.devic
 PATHS = (
     switched("fold_batch_norms=true"),
     switched("channels_last=true"),
+    Path("packed_weights=true", ("packed_weights=true", "channels_last=true")),
     switched("inference_mode=true"),
     switched("tail_backward=true"),
     switched("share_classes=true"),

@@ -1,6 +1,5 @@
 """What is measured: a network with random weights, camexp's classifier around it, and the libraries' copies of it."""
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,12 +41,19 @@ class Cell:
         return f"{self.method} {self.model} {self.images}x{self.classes}"
 
 
-BEFORE: dict[str, Callable[[Shape], float]] = {
-    "scorecam": lambda shape: shape.images,
-    "sise": lambda shape: shape.images,
-    "ada_sise": lambda shape: shape.images,
-    "expected_gradcam": lambda shape: shape.images,
-    "smooth_gradcam_pp": lambda shape: shape.images,
+def _of_images(method: Any, shape: Shape) -> float:
+    return shape.images
+
+
+BEFORE: dict[str, Callable[[Any, Shape], float]] = {
+    "igcam": lambda method, shape: int(method.variant == "paper"),  # A(I')
+    "expected_gradcam": _of_images,
+    "smooth_gradcam_pp": _of_images,
+    "ablationcam": lambda method, shape: shape.images + 1,  # one to see what the tail reads
+    "scorecam": _of_images,
+    "sise": _of_images,
+    "ada_sise": _of_images,
+    "occlusion": _of_images,
 }
 """Rows that camexp forwards before the uniform part of a call; 0 for the others."""
 
@@ -121,10 +127,9 @@ class Subject:
 
     def course(self, name: str, method: Any, shape: Shape) -> Course:
         """The passes of camexp's call."""
-        if name == "ablationcam":  # its passes through the tail tell of one row each; the first is beyond the chunks
-            chunks = math.ceil(shape.masks / shape.images / self.classifier.forward_batch)
-            return Course(shape.images * (1 + chunks) + 1, shape.images + 1)
-        before = BEFORE.get(name, lambda shape: 0)(shape)
+        before = BEFORE[name](method, shape) if name in BEFORE else 0
+        if name == "ablationcam":
+            return Course(before + shape.masks, before)
         return Course(needed(name, method, shape).forward, before)
 
     def theirs(self, cell: Cell, method: Any, shape: Shape, peer: Peer) -> Contender:

@@ -20,6 +20,8 @@ from camexp.pairs import Pairs
 TECHNIQUES = (
     Technique("batch norms folded into convolutions", "fold_batch_norms=false"),
     Technique("channels last", "channels_last=false"),
+    Technique("weights kept in order", "packed_weights=false"),
+    Technique("weights kept in order, a single image", "packed_weights=false", "gradcam", images=1),
     Technique("inference mode", "inference_mode=false"),
     Technique("forth without graph to the layer, back through the tail alone", "tail_backward=false", "gradcam"),
     Technique("one pass for all classes of an image", "share_classes=false", classes=3),
@@ -65,7 +67,8 @@ class Workbench:
         """One after the other, because each needs a network of its own."""
         for technique in TECHNIQUES:
             if technique.possible(self.subject.device):
-                cell = Cell(technique.method, self.subject.model, self.images, technique.classes)
+                images = technique.images or self.images
+                cell = Cell(technique.method, self.subject.model, images, technique.classes)
                 yield Comparison.of(technique, str(cell), cell.images * cell.classes, partial(self.way, cell))
 
     def way(self, cell: Cell, *more: str) -> Contender:

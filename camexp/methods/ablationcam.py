@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from camexp.errors import CamexpError
 from camexp.methods.base import upsample
 from camexp.models.classifier import Classifier
-from camexp.models.tail import tail_behind
+from camexp.models.tail import Tail, tail_behind
 from camexp.pairs import Pairs
 
 VARIANTS: dict[str, Callable[[Tensor], Tensor]] = {"paper": lambda y: y, "magnitude": torch.abs}
@@ -58,11 +57,11 @@ class AblationCAM:
     @torch.no_grad()
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         maps = []
-        with tail_behind(classifier, images, self.layer or classifier.cam_layer) as (activations, logits, tail):
-            for i, activation in enumerate(activations):
+        with tail_behind(classifier, images, self.layer or classifier.cam_layer) as tail:
+            for i, activation in enumerate(tail.activations):
                 target = pairs.target[pairs.image == i]  # (p,)
-                without = logits_without(classifier, activation, logits[i], partial(tail, i=i))  # (K, C)
-                weight = self.weights(logits[i, target], without[:, target])  # (K, p)
+                without = logits_without(classifier, tail, i)  # (K, C)
+                weight = self.weights(tail.logits[i, target], without[:, target])  # (K, p)
                 maps.append(torch.einsum("kp,khw->phw", weight, activation).relu())
         order = pairs.image.argsort(stable=True)
         cam = torch.cat(maps)[order.argsort()]  # (P, h, w), in the order of the pairs
@@ -75,18 +74,17 @@ class AblationCAM:
         return (score - without) / (sign * denominator.abs().clamp(min=SMALLEST))
 
 
-def logits_without(
-    classifier: Classifier, activation: Tensor, logits: Tensor, tail: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Logits (K,C) of one image without each channel, from its activations (K,h,w), its logits (C,) and its tail."""
+def logits_without(classifier: Classifier, tail: Tail, i: int) -> Tensor:
+    """Logits (K,C) of image i without each channel."""
+    activation, logits = tail.activations[i], tail.logits[i]  # (K, h, w), (C,)
     channel = torch.nonzero(activation.flatten(1).any(1))[:, 0]  # (R,)
     copies, without = _Copies(activation), logits.repeat(len(activation), 1)
 
     def work(rows: slice) -> None:
         with copies.without(channel[rows]) as ablated:
-            without[channel[rows]] = tail(ablated)
+            without[channel[rows]] = tail.run(ablated, i)
 
-    classifier.in_chunks(work, len(channel))
+    classifier.in_chunks(work, len(channel), tail.times)
     return without
 
 

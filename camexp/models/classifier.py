@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
+from camexp.models.pack import pack_convolutions
 from camexp.pairs import Pairs
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
+    packed_weights: on a CPU, keep the weights of convolutions in the order in which passes without a graph read them.
 
     Raises
     ------
@@ -64,6 +66,7 @@ class Classifier:
         channels_last: bool = True,
         inference_mode: bool = True,
         tail_backward: bool = True,
+        packed_weights: bool = True,
     ):
         if confidence not in CONFIDENCES:
             raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
@@ -75,6 +78,8 @@ class Classifier:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
+        if packed_weights and self.device.type == "cpu" and not compiled:
+            pack_convolutions(self.network)
         self._activations = [module for module in self.network.modules() if hasattr(module, "inplace")]
         self._work_in_place(False)
         self._hooked = 0
@@ -183,15 +188,15 @@ class Classifier:
         self.on_forward(len(images))
         return self.network(images.to(self.device).contiguous(memory_format=self.memory_format))
 
-    def in_chunks(self, work: Callable[[slice], T], total: int) -> list[T]:
-        """`work(rows)` for consecutive slices of at most `forward_batch` of `total` rows, in order.
+    def in_chunks(self, work: Callable[[slice], T], total: int, times: int = 1) -> list[T]:
+        """`work(rows)` for consecutive slices of at most `times * forward_batch` of `total` rows, in order.
 
         When memory runs out, `forward_batch` is halved for good and the slice tried again.
         """
         results: list[T] = []
         start = 0
         while start < total:
-            rows = slice(start, min(start + self.forward_batch, total))
+            rows = slice(start, min(start + times * self.forward_batch, total))
             try:
                 results.append(work(rows))
                 start = rows.stop

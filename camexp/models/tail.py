@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +16,38 @@ from camexp.models.classifier import Classifier
 IMAGE = ""
 """The name, among those of modules, of what the network as a whole is given."""
 
+MANY = 8
+"""More than so many times `forward_batch` rows in one pass through a tail gain nothing."""
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What follows a layer.
+
+    Attributes
+    ----------
+    run: rows (n,K,h,w), i -> logits (n,C) with the rows in the place of image i's activations, which it leaves as
+        they are.
+    activations: of the layer, (B,K,h,w), and logits (B,C), in the images' passes through the whole network.
+    times: how many times `forward_batch` rows a pass may take, because they are small beside what comes before.
+    """
+
+    run: Callable[[Tensor, int], Tensor]
+    activations: Tensor
+    logits: Tensor
+    times: int
+
 
 @contextmanager
-def tail_behind(
-    classifier: Classifier, images: Tensor, layer: str
-) -> Iterator[tuple[Tensor, Tensor, Callable[..., Tensor]]]:
-    """Activations (B,K,h,w) and logits (B,C) of images (B,3,H,W), and the tail: (n,K,h,w), i = 0 -> logits (n,C).
+def tail_behind(classifier: Classifier, images: Tensor, layer: str) -> Iterator[Tail]:
+    """The tail behind a layer for images (B,3,H,W), to be run while the context lasts.
 
-    While the context lasts, the tail runs what follows the layer, and nothing before it, with rows in the place of
-    image i's activations: modules that were done before the layer return what they returned in the image's pass
-    through the whole network. It leaves the rows as they are. What it reads is found out beforehand with a single row.
+    It runs what follows the layer, and nothing before it: modules that were done before the layer return what they
+    returned in the image's pass through the whole network. What it reads is found out beforehand with a single row.
     """
     images = images.to(classifier.device, memory_format=classifier.memory_format)
     head, logits = _record(classifier, images, layer, {layer})
+    largest, own = max(output.shape[1:].numel() for output in head.values()), head[layer].shape[1:].numel()
     answers = {name: output.new_zeros(()).expand(1, *output.shape[1:]) for name, output in head.items()}
     answers |= {layer: head[layer][:1], IMAGE: images[:1]}
     read, changed = _used(classifier, answers)
@@ -35,13 +55,14 @@ def tail_behind(
     if read:  # most outputs are only handed on to modules that are left out: their values do not matter
         head, logits = _record(classifier, images, layer, {layer, *read})
 
-    def tail(rows: Tensor, i: int = 0) -> Tensor:
+    def run(rows: Tensor, i: int) -> Tensor:
         given = {IMAGE: images[i : i + 1], **{name: head[name][i : i + 1] for name in read}, layer: rows}
         answers.update({name: value.clone() if name in changed else value for name, value in given.items()})
-        return classifier.forward(answers[IMAGE])
+        classifier.on_forward(len(rows))
+        return classifier.network(answers[IMAGE])
 
     with _answering(classifier.network, answers):
-        yield head[layer], logits, tail
+        yield Tail(run, head[layer], logits, min(MANY, largest // own))
 
 
 def _outermost(network: nn.Module, layer: str) -> list[str]:

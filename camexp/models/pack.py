@@ -1,0 +1,83 @@
+"""Convolutions that keep their weights in the order in which the CPU's library reads them."""
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedProduct:
+    """What a convolution computes, in passes without a graph from weights that are not reordered each time.
+
+    On a CPU oneDNN computes with weights in blocks whose order depends on the shape of the images; PyTorch brings them
+    into that order in every pass, which for a single image can take longer than the product itself. Here the order
+    for the last shape is kept, beside the weights themselves. Passes with a graph, in bfloat16, on another device, of
+    images that are not in channels-last order, or of what oneDNN does not take are left to PyTorch.
+    """
+
+    def __init__(self, convolution: nn.Conv2d):
+        self.convolution = convolution
+        self.packed: tuple[Any, Tensor] | None = None  # what the order was made for, and the weights in it
+
+    def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        c = self.convolution
+        if _takes(images, weight):
+            shape, made_for = (c.padding, c.stride, c.dilation, c.groups), (images.shape, id(weight), weight._version)
+            try:
+                if self.packed is None or self.packed[0] != made_for:
+                    self.packed = made_for, torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
+                return torch.ops.mkldnn._convolution_pointwise(images, self.packed[1], bias, *shape, "none", [], "")
+            except RuntimeError:
+                pass  # PyTorch tells in its own words what may be wrong with the images
+        return nn.Conv2d._conv_forward(c, images, weight, bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies make an order of their own."""
+        return {**self.__dict__, "packed": None}
+
+
+def _takes(images: Tensor, weight: Tensor) -> bool:
+    return (
+        type(images) is Tensor  # what only behaves like one expects the usual functions
+        and images.device.type == "cpu"
+        and images.dtype == weight.dtype == torch.float32
+        and images.ndim == 4
+        and images.numel() > 0
+        and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
+        and not (torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def pack_convolutions(network: nn.Module) -> int:
+    """Let the network's convolutions keep their weights in order, in place; returns how many do.
+
+    They stay plain `nn.Conv2d`. None does where PyTorch was built without oneDNN.
+    """
+    found = [module for module in network.modules() if _packable(module)] if _works() else []
+    for module in found:
+        vars(module)["_conv_forward"] = PackedProduct(module)  # what nn.Conv2d.forward calls
+    return len(found)
+
+
+def _packable(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return (
+        type(module) is nn.Conv2d
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+        and not module.weight.is_inference()  # it does not count its changes
+    )
+
+
+@torch.inference_mode(False)
+def _works() -> bool:
+    """Whether the operations, which are not among PyTorch's documented ones, are there and do what they are for."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    plain = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
+    images = torch.linspace(-1, 1, 32).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    try:
+        found = PackedProduct(plain)(images, plain.weight, plain.bias)
+    except (AttributeError, TypeError):
+        return False
+    return torch.allclose(found, plain(images), atol=1e-5)

@@ -1,0 +1,184 @@
+"""Convolutions with their weights in order: the same numbers, whatever they are given."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from conftest import make_batch, make_classifier, tiny_network
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from camexp.models import pack
+from camexp.models.pack import PackedProduct, pack_convolutions
+
+pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
+
+SHAPES = {
+    "plain": {"kernel_size": 3},
+    "padded": {"kernel_size": (3, 5), "padding": (1, 2)},
+    "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
+    "dilated": {"kernel_size": 3, "dilation": (2, 1)},
+    "grouped": {"kernel_size": 3, "groups": 4},
+    "pointwise": {"kernel_size": 1, "bias": False},
+}
+
+
+class Packed(TorchDispatchMode):
+    """Counts how often weights are brought into order and used in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = self.used = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.made += "_reorder_convolution_weight" in str(function)
+        self.used += "_convolution_pointwise" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+def pair(**shape) -> tuple[nn.Conv2d, nn.Conv2d]:  # type: ignore[no-untyped-def]
+    """A convolution, and a copy that keeps its weights in order."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(8, 12, **shape).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    assert pack_convolutions(packed) == 1
+    return plain, packed
+
+
+def images(*size: int) -> Tensor:
+    batch = torch.randn(*size, generator=torch.Generator().manual_seed(1))
+    return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_products_are_the_same(shape: dict[str, int]) -> None:
+    plain, packed = (each.to(memory_format=torch.channels_last) for each in pair(**shape))
+    for size in ((2, 8, 11, 14), (1, 8, 11, 14), (1, 8, 20, 9)):
+        batch = images(*size)
+        with Packed() as counted, torch.inference_mode():
+            found = packed(batch)
+        assert counted.used == 1
+        expected = plain(batch)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_order_is_made_once_for_a_shape_and_again_for_other_weights() -> None:
+    plain, packed = pair(kernel_size=3)
+    with Packed() as counted:
+        for _ in range(3):
+            packed(images(1, 8, 6, 6))
+        assert (counted.made, counted.used) == (1, 3)
+        packed(images(2, 8, 6, 6))
+        assert counted.made == 2
+        for each in (plain, packed):
+            each.weight.mul_(2)
+        torch.testing.assert_close(packed(images(2, 8, 6, 6)), plain(images(2, 8, 6, 6)))
+        assert counted.made == 3
+        plain.weight = packed.weight = nn.Parameter(torch.ones_like(plain.weight), requires_grad=False)
+        torch.testing.assert_close(packed(images(2, 8, 6, 6)), plain(images(2, 8, 6, 6)))
+
+
+def test_graphs_are_recorded_as_ever() -> None:
+    plain, packed = pair(kernel_size=3)
+    gradients = []
+    for each in (plain, packed):
+        batch = images(1, 8, 6, 6).requires_grad_()
+        with Packed() as counted:
+            each(batch).square().sum().backward()
+        assert counted.used == 0
+        gradients.append(batch.grad)
+    assert torch.equal(*gradients)
+    packed.requires_grad_(True)
+    packed(images(1, 8, 6, 6)).sum().backward()
+    assert packed.weight.grad is not None
+
+
+def test_what_cannot_be_packed_is_computed_as_ever() -> None:
+    plain, packed = pair(kernel_size=3)
+    with Packed() as counted:
+        for batch in (images(8, 6, 6), images(0, 8, 6, 6), images(1, 8, 6, 6).contiguous()):
+            assert torch.equal(packed(batch), plain(batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert packed(images(1, 8, 6, 6)).dtype == torch.bfloat16
+        assert packed.double()(images(1, 8, 6, 6).double()).dtype == torch.float64
+    assert counted.used == 0
+
+
+@pytest.mark.parametrize("size", [(1, 3, 6, 6), (1, 8, 2, 2)], ids=["channels", "too small"])
+def test_wrong_images_are_refused_in_the_usual_words(size: tuple[int, ...]) -> None:
+    plain, packed = pair(kernel_size=3)
+    with pytest.raises(RuntimeError) as usual:
+        plain(images(*size))
+    with pytest.raises(RuntimeError) as found:
+        packed(images(*size))
+    assert str(found.value) == str(usual.value)
+
+
+def test_copies_make_an_order_of_their_own() -> None:
+    _, packed = pair(kernel_size=3)
+    expected = packed(images(1, 8, 6, 6))
+    for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert other._conv_forward.packed is None
+        assert torch.equal(other(images(1, 8, 6, 6)), expected)
+        assert other._conv_forward.packed is not packed._conv_forward.packed is not None
+        other.weight.zero_()
+        other.bias.zero_()
+        assert not other(images(1, 8, 6, 6)).any()
+    assert torch.equal(packed(images(1, 8, 6, 6)), expected)
+
+
+def test_layers_stay_what_they_are() -> None:
+    """Other libraries look for layers by their type, and torch.fx takes those of torch.nn as they are."""
+    network = tiny_network()
+    before = {name: type(module) for name, module in network.named_modules()}
+    keys = list(network.state_dict())
+    assert pack_convolutions(network) == 2
+    assert {name: type(module) for name, module in network.named_modules()} == before
+    assert list(network.state_dict()) == keys
+    traced = torch.fx.symbolic_trace(network)
+    assert next(node.target for node in traced.graph.nodes if node.op == "call_module") == "0"
+
+
+def test_only_convolutions_whose_weights_can_be_watched_are_taken() -> None:
+    class Own(nn.Conv2d):
+        pass
+
+    with torch.inference_mode():
+        unwatched = nn.Conv2d(3, 4, 3)
+    others = [Own(3, 4, 3), unwatched, nn.Conv2d(3, 4, 3, padding="same"), nn.ConvTranspose2d(3, 4, 3)]
+    others += [nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), nn.Conv1d(3, 4, 3)]
+    assert pack_convolutions(nn.ModuleList(others)) == 0
+
+
+def test_without_the_operations_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_works", lambda: False), ("_packable", lambda module: True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(pack, name, value)
+            assert (pack_convolutions(tiny_network()) == 0) == (name == "_works")
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network = tiny_network()
+    assert pack_convolutions(network) == 0
+    assert "_conv_forward" not in vars(network[0])
+
+
+def test_operations_that_do_something_else_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    product = PackedProduct.__call__
+    monkeypatch.setattr(PackedProduct, "__call__", lambda *given: product(*given) + 1)
+    assert pack_convolutions(tiny_network()) == 0
+
+    def missing(*given: object) -> Tensor:
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(PackedProduct, "__call__", missing)
+    assert pack_convolutions(tiny_network()) == 0
+
+
+def test_classifiers_pack_on_the_cpu_unless_told_otherwise() -> None:
+    batch, _ = make_batch()
+    for options, used in (({}, True), ({"packed_weights": False}, False), ({"precision": "bf16"}, False)):
+        classifier = make_classifier(**options)
+        with Packed() as counted:
+            classifier.logits(batch)
+        assert (counted.used > 0) == used
