@@ -328,12 +328,17 @@ def test_budget_is_divided_by_weight_and_what_is_not_used_is_divided_again() -> 
     now = [0.0]
     budget = Budget(100.0, lambda: now[0])
     cells = [Cell("rise", "resnet50", 1, 1), Cell("hirescam", "resnet50", 1, 1)]  # one contender, and two
-    assert [weight(cell) for cell in cells] == [1, 2]
-    assert budget.share(cells[0], cells[1:]) == pytest.approx(100 / 3)
+    assert [weight(cell, {}) for cell in cells] == [1, 2]
+    assert budget.share(cells[0], cells[1:], {}) == pytest.approx(100 / 3)
     now[0] = 10.0
-    assert budget.share(cells[1], []) == pytest.approx(90)
+    assert budget.share(cells[1], [], {}) == pytest.approx(90)
     now[0] = 200.0
-    assert budget.share(cells[1], []) == 0
+    assert budget.share(cells[1], [], {}) == 0
+
+
+def test_slow_networks_get_more_time() -> None:
+    cells = [Cell("rise", model, 1, 1) for model in ("resnet50", "vgg16", "resnet101")]
+    assert [weight(cell, {"resnet50": 0.1, "vgg16": 0.3}) for cell in cells] == pytest.approx([0.1, 0.3, 0.3])
 
 
 def contender(name: str, call: Callable[[], object]) -> Contender:
@@ -355,6 +360,14 @@ def test_rounds_alternate_and_a_peer_that_fails_is_left_out() -> None:
     assert told == ["c left out: ValueError: no such layer"]
     with pytest.raises(ValueError, match="no such layer"):
         compete([contender("camexp", fails)], CPU, 1.0, 1, told.append, pulse)
+
+
+def test_peers_that_are_far_behind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {"camexp": 9.0, "a": 1.0, "b": 2.1, "c": 1.9}
+    monkeypatch.setattr("camexp.bench.cells.timed", lambda c, device, limit: Trial(seconds[c.name], False, 0.0))
+    contenders = [contender(name, lambda: None) for name in seconds]
+    trials = compete(contenders, CPU, 100.0, 3, lambda text: None, lambda: None)
+    assert {name: len(found) for name, found in trials.items()} == {"camexp": 3, "a": 3, "b": 1, "c": 3}
 
 
 def test_row_by_hand() -> None:
@@ -521,8 +534,11 @@ def test_verdicts_by_hand() -> None:
     assert judge(target("1.15 x floor"), [slow, fast]).text.startswith("**not met** in 1 of 2 cells: gradcam resnet50")
     assert judge(target("1.15 x floor"), [fast]).text == "met (1 cells)"
     assert judge(target("1.15 x floor"), [row_of(images="1", **{"ours/floor": "9"})]).text == "not measured"
-    shared = row_of(method="rise", classes="3", **{"peer/ours": "2.9"})
-    assert "not met" in judge(target("three classes"), [shared]).text
+    near = {"method": "rise", "classes": "3", "peer/ours": "2.9", "floor": "0.1"}
+    shared, hopeless = row_of(**near, peer_seconds="0.3"), row_of(**near, peer_seconds="0.29")
+    assert judge(target("three classes"), [shared]).text.startswith("**not met** in 1 of 1 cells: rise")
+    found = judge(target("three classes"), [shared, hopeless]).text
+    assert found.startswith("**not met** in 2 of 2 cells (in 1 not even the floor would meet it): rise")
     heavy = row_of(peak_mb="30", peer_peak_mb="20")
     assert "1.5" in judge(target("peak memory"), [heavy]).text
     assert (

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -29,6 +29,9 @@ COLUMNS = (
 )
 """Of the CSV. Seconds are per map, medians over rounds; low and high are the fastest and the slowest round."""
 
+FAR = 2
+"""A library that takes so many times as long as the fastest one is not measured again."""
+
 Row = dict[str, str]
 
 
@@ -47,9 +50,15 @@ def all_cells(
     return [Cell(m, model, b, c) for b in sorted(images) for c in classes for model in models for m in methods]
 
 
-def weight(cell: Cell) -> float:
-    """Share of the time: for every contender alike, more where a pass takes many images."""
-    return (1 + len(PEERS.get(cell.method, ()))) * min(16, cell.images) ** 0.65
+def weight(cell: Cell, forward: Mapping[str, float]) -> float:
+    """Share of the time: for every contender alike, more where a pass takes many images or the network is slow.
+
+    Parameters
+    ----------
+    forward: seconds of a plain pass, by model; one that is not known yet is taken to be like the slowest.
+    """
+    contenders = 1 + len(PEERS.get(cell.method, ()))
+    return contenders * min(16, cell.images) ** 0.65 * forward.get(cell.model, max(forward.values(), default=1.0))
 
 
 @dataclass
@@ -71,10 +80,10 @@ class Budget:
     def left(self) -> float:
         return self.seconds - (self.now() - self.started)
 
-    def share(self, cell: Cell, remaining: Iterable[Cell]) -> float:
+    def share(self, cell: Cell, remaining: Iterable[Cell], forward: Mapping[str, float]) -> float:
         """Seconds for a cell: its part, by weight, of what is left for it and the remaining ones."""
-        total = weight(cell) + sum(weight(other) for other in remaining)
-        return max(0.0, self.left * weight(cell) / total)
+        total = weight(cell, forward) + sum(weight(other, forward) for other in remaining)
+        return max(0.0, self.left * weight(cell, forward) / total)
 
 
 def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> float:
@@ -92,19 +101,22 @@ def compete(
 ) -> dict[str, list[Trial]]:
     """Trials of each contender, one of each per round, after a rehearsal.
 
-    There are at most `rounds` rounds, fewer when the seconds are over, and always one; `between` is called before
-    each round and after the last. A library that fails is left out, and why is said; an error of camexp is raised.
+    There are at most `rounds` rounds, fewer when the seconds, which begin after the rehearsal, are over, and always
+    one; `between` is called before each round and after the last. Libraries that are far behind the fastest one take
+    part in the first round alone. One that fails is left out, and why is said; an error of camexp is raised.
     """
     running, trials = list(contenders), {contender.name: list[Trial]() for contender in contenders}
-    limit, started = seconds / (rounds * len(contenders)), time.monotonic()
+    limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(trials, 0.0)
+    started = time.monotonic()
     for number in range(-1, rounds):
-        began = time.monotonic()
         for contender in list(running):
+            began = time.monotonic()
             try:
                 if number < 0:
                     rehearse(contender, device)
                 else:
                     trials[contender.name].append(timed(contender, device, limit))
+                took[contender.name] = time.monotonic() - began
             except Exception as error:
                 if contender is contenders[0]:
                     raise
@@ -112,10 +124,20 @@ def compete(
                 trials.pop(contender.name)
                 say(f"{contender.name} left out: {type(error).__name__}: {error}")
         between()
-        took = time.monotonic() - began
-        if number >= 0 and time.monotonic() - started + took > seconds:
+        if number < 0:
+            started = time.monotonic()
+            continue
+        if number == 0:
+            running = running[:1] + _near_the_fastest(running[1:], trials)
+        if time.monotonic() - started + sum(took[contender.name] for contender in running) > seconds:
             break
     return trials
+
+
+def _near_the_fastest(peers: Sequence[Contender], trials: Mapping[str, Sequence[Trial]]) -> list[Contender]:
+    """Without those that took more than `FAR` times as long as the fastest in the first round."""
+    first = {peer.name: trials[peer.name][0].seconds for peer in peers}
+    return [peer for peer in peers if first[peer.name] <= FAR * min(first.values())]
 
 
 def cell_row(cell: Cell, trials: dict[str, list[Trial]], floor: float, forward: float) -> Row:

@@ -35,7 +35,8 @@ HOW = """## How it is measured
   uniform, is extrapolated to the papers' number of masks, steps or iterations: column `extrapolated`, for camexp and
   peers alike.
 - Peers run on their own copy of the plain network with the same weights, in batches where they take them, with one
-  forward for several classes where they can, and their settings for rows per pass set.
+  forward for several classes where they can, and their settings for rows per pass set. One that takes more than twice
+  as long as the fastest in the first round is not measured again.
 - The process keeps freed memory (`camexp.memory`), which serves the peers as well.
 - Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
   at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.

@@ -107,6 +107,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.subjects: dict[str, Subject] = {}
+        self.forward: dict[str, float] = {}  # seconds of a plain pass, by model
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Measure the cells that are not finished, as far as the time allows."""
@@ -124,6 +125,7 @@ class Bench:
         progress.set_postfix_str(f"{block[0].model}: plain passes")
         subject = self._subject(block[0].model)
         rates = self._rates(subject, block)
+        self.forward[subject.model] = rates.forward
         for position, cell in enumerate(block):
             progress.set_postfix_str(str(cell))
             rest = [*block[position + 1 :], *after]
@@ -131,7 +133,7 @@ class Bench:
             if least_seconds(1, shape, rates.forward, subject.batch) > self.budget.left:
                 self._leave_out(cell, "no time left", progress)
                 continue
-            seconds = self.budget.share(cell, rest)
+            seconds = self.budget.share(cell, rest, self.forward)
             try:
                 row = measure_cell(cell, subject, rates, seconds, self.rounds, partial(say, cell))
             except CamexpError as error:

@@ -126,13 +126,24 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """ "met", "not met" with the worst lines, or "not measured"."""
+        """ "met", "not met" with the worst lines and how many the floor itself would miss, or "not measured"."""
         if not self.measured:
             return "not measured"
         if not self.missed:
             return f"met ({self.measured} cells)"
         worst = ", ".join(f"{place(row)} {value:.3g}" for value, row in self.missed[:3])
-        return f"**not met** in {len(self.missed)} of {self.measured} cells: {worst}"
+        beyond = sum(not self.target.holds(at_the_floor(row)) for _, row in self.missed) if self.against_peers else 0
+        told = f" (in {beyond} not even the floor would meet it)" if beyond else ""
+        return f"**not met** in {len(self.missed)} of {self.measured} cells{told}: {worst}"
+
+    @property
+    def against_peers(self) -> bool:
+        return self.target.value is PEER
+
+
+def at_the_floor(row: Row) -> float:
+    """What `PEER` would be if camexp took no longer than the floor."""
+    return float(row["peer_seconds"]) / float(row["floor"])
 
 
 def place(row: Row) -> str:
