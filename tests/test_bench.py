@@ -535,7 +535,7 @@ def test_verdicts_by_hand() -> None:
     assert judge(target("1.15 x floor"), [fast]).text == "met (1 cells)"
     assert judge(target("1.15 x floor"), [row_of(images="1", **{"ours/floor": "9"})]).text == "not measured"
     near = {"method": "rise", "classes": "3", "peer/ours": "2.9", "floor": "0.1"}
-    shared, hopeless = row_of(**near, peer_seconds="0.3"), row_of(**near, peer_seconds="0.29")
+    shared, hopeless = row_of(**near, peer_seconds="0.31"), row_of(**near, peer_seconds="0.29")
     assert judge(target("three classes"), [shared]).text.startswith("**not met** in 1 of 1 cells: rise")
     found = judge(target("three classes"), [shared, hopeless]).text
     assert found.startswith("**not met** in 2 of 2 cells (in 1 not even the floor would meet it): rise")
