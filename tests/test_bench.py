@@ -157,12 +157,17 @@ def test_stopwatch_finds_only_the_rates_that_are_asked_for() -> None:
     assert subject.stopwatch.rates([Work(layers_backward=1)]).layers_backward >= 0
 
 
-def test_pulse_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_related_to_the_pulses_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is three times as slow for a while changes nothing."""
     stopwatch = Stopwatch(tiny_network(), {"cam": ("4",), "sise": ("1", "4")}, 16, CPU)
-    seconds = iter([0.5, 1.5])
-    monkeypatch.setattr(stopwatch, "time", lambda one_pass, rows, repeats: next(seconds))
-    assert stopwatch._calm_pulse == 0.5
-    assert stopwatch.pulse() == 3.0
+    pulses, others = iter([1.0, 1.0, 3.0, 3.0]), iter([2.0, 4.0, 6.0])
+
+    def seconds(one_pass: Any, rows: Tensor) -> float:
+        return next(pulses if one_pass == stopwatch.forward_pass else others)
+
+    monkeypatch.setattr(stopwatch, "seconds", seconds)
+    stopwatch._few = stopwatch.images(1)
+    assert stopwatch.in_pulses(stopwatch.gradient_pass, stopwatch.images(1), 3) == 2.0
 
 
 def test_stopwatch_does_not_touch_the_network() -> None:

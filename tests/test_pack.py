@@ -122,7 +122,7 @@ def test_copies_make_an_order_of_their_own() -> None:
     for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
         assert other._conv_forward.packed is None
         assert torch.equal(other(images(1, 8, 6, 6)), expected)
-        assert other._conv_forward.packed is not packed._conv_forward.packed is not None
+        assert other._conv_forward.packed is not packed._conv_forward.packed
         other.weight.zero_()
         other.bias.zero_()
         assert not other(images(1, 8, 6, 6)).any()

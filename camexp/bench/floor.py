@@ -24,14 +24,14 @@ GRADIENT_SIZES = {"cpu": (4, 8, 16), "cuda": (16, 64, 128)}
 ROWS_OF_TAIL = {"cpu": 128, "cuda": 256}
 
 PULSE = {"cpu": 4, "cuda": 64}
-"""Images of the pass that tells how fast the machine is at the moment."""
+"""Images of the small pass that other times are related to, as a machine is not always equally fast."""
 
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds per row of each kind of `Work`."""
+    """Time per row of each kind of `Work`, in seconds or in pulses."""
 
     forward: float
     backward: float
@@ -40,11 +40,11 @@ class Rates:
     tail_backward: float
 
     def floor(self, work: Work) -> float:
-        """Seconds of a call's work."""
+        """Time of a call's work."""
         return sum(getattr(self, kind.name) * getattr(work, kind.name) for kind in fields(work))
 
     def scaled(self, factor: float) -> "Rates":
-        """The rates when the machine takes `factor` times as long."""
+        """The rates in a unit of which the present one has so many: pulses in seconds."""
         return Rates(*(factor * getattr(self, kind.name) for kind in fields(self)))
 
 
@@ -69,23 +69,38 @@ class Stopwatch:
         images = torch.randn(rows, 3, self.size, self.size, generator=generator).to(self.device)
         return images.contiguous(memory_format=torch.channels_last)
 
+    def seconds(self, one_pass: Callable[[Tensor], object], rows: Tensor) -> float:
+        """Per row, of one pass."""
+        started = clock(self.device)
+        one_pass(rows)
+        return (clock(self.device) - started) / len(rows)
+
+    def pulse(self) -> float:
+        """Seconds per row of a small plain forward: how fast the machine is at this moment."""
+        return self.seconds(self.forward_pass, self._few)
+
+    @cached_property
+    def _few(self) -> Tensor:
+        few = self.images(PULSE[self.device.type])
+        self.forward_pass(few)
+        return few
+
+    def in_pulses(self, one_pass: Callable[[Tensor], object], rows: Tensor, repeats: int = REPEATS) -> float:
+        """Median time per row over that of the pulses right before and after it."""
+        found, before = [], self.pulse()
+        for _ in range(repeats):
+            took, after = self.seconds(one_pass, rows), self.pulse()
+            found.append(2 * took / (before + after))
+            before = after
+        return median(found)
+
     def best(self, one_pass: Callable[[Tensor], object], sizes: tuple[int, ...]) -> tuple[int, float]:
-        """The number of images per pass with the least time per image, and that time."""
-        one_pass(self.images(1))
-        first = {rows: self.time(one_pass, rows, 1) for rows in sizes}
+        """The number of images per pass with the least time per image, and that time in pulses."""
+        first = {rows: self.in_pulses(one_pass, self.images(rows), 1) for rows in sizes}
         nearest = sorted(first, key=first.__getitem__)[:2]
-        again = {rows: self.time(one_pass, rows, REPEATS - 1, first[rows]) for rows in nearest}
+        again = {rows: self.in_pulses(one_pass, self.images(rows)) for rows in nearest}
         rows = min(again, key=again.__getitem__)
         return rows, again[rows]
-
-    def time(self, one_pass: Callable[[Tensor], object], rows: int, repeats: int, *known: float) -> float:
-        """Median seconds per row."""
-        images, found = self.images(rows), list(known)
-        for _ in range(repeats):
-            started = clock(self.device)
-            one_pass(images)
-            found.append((clock(self.device) - started) / rows)
-        return median(found)
 
     # ------------------------------------------------------------------------------------------- passes
 
@@ -128,16 +143,15 @@ class Stopwatch:
 
     @cached_property
     def _gradient(self) -> tuple[int, float]:
-        rows, seconds = self.best(self.gradient_pass, GRADIENT_SIZES[self.device.type])
-        return rows, seconds / self.pulse(REPEATS)
+        return self.best(self.gradient_pass, GRADIENT_SIZES[self.device.type])
 
     @cached_property
     def _layers(self) -> float:
-        return self.time(self.layers_pass, self._gradient[0], REPEATS - 1) / self.pulse(REPEATS)
+        return self.in_pulses(self.layers_pass, self.images(self._gradient[0]))
 
     @cached_property
     def _tail(self) -> tuple[float, float]:
-        """Seconds per row through the tail behind the CAM layer, and forth and back."""
+        """Pulses per row through the tail behind the CAM layer, and forth and back."""
         (layer,) = self.layers["cam"][:1]
         network = deepcopy(self.network)
         classifier = Classifier(network, {"cam": layer}, device=self.device, packed_weights=False)
@@ -153,22 +167,14 @@ class Stopwatch:
                     rows = rows.detach().requires_grad_()
                     return torch.autograd.grad(tail.run(rows, 0)[:, 0].sum(), rows)[0]
 
-            seconds = self._of_rows(forth, rows), self._of_rows(forth_and_back, rows)
-        now = self.pulse(REPEATS)
-        return seconds[0] / now, seconds[1] / now
-
-    def _of_rows(self, one_pass: Callable[[Tensor], object], rows: Tensor) -> float:
-        found = []
-        for _ in range(2 * REPEATS):
-            started = clock(self.device)
-            one_pass(rows)
-            found.append((clock(self.device) - started) / len(rows))
-        return median(found[1:])
+            forth(rows)
+            forth_and_back(rows)
+            return self.in_pulses(forth, rows, 2 * REPEATS), self.in_pulses(forth_and_back, rows, 2 * REPEATS)
 
     def rates(self, works: list[Work]) -> Rates:
-        """The rates that these works need; those that none needs are 0."""
+        """The rates that these works need, in pulses; those that none needs are 0."""
         asked = {kind.name for kind in fields(Work) if any(getattr(work, kind.name) for work in works)}
-        forward, _ = self._forward[1], self._calm_pulse
+        forward = self._forward[1]
         tail, tail_gradient = self._tail if asked & {"tail", "tail_backward"} else (0.0, 0.0)
         return Rates(
             forward=forward,
@@ -177,12 +183,3 @@ class Stopwatch:
             tail=tail,
             tail_backward=max(0.0, tail_gradient - tail),
         )
-
-    def pulse(self, repeats: int = 1) -> float:
-        """How many times as long a plain forward takes now as when the first rate was found; all rates are of then."""
-        return self.time(self.forward_pass, PULSE[self.device.type], repeats) / self._calm_pulse
-
-    @cached_property
-    def _calm_pulse(self) -> float:
-        """Seconds per row of a pulse, measured together with the rates."""
-        return self.time(self.forward_pass, PULSE[self.device.type], 2 * REPEATS - 1)

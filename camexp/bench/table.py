@@ -125,12 +125,12 @@ class Bench:
         progress.set_postfix_str(f"{block[0].model}: plain passes")
         subject = self._subject(block[0].model)
         rates = self._rates(subject, block)
-        self.forward[subject.model] = rates.forward
+        forward = self.forward[subject.model] = rates.scaled(subject.stopwatch.pulse()).forward
         for position, cell in enumerate(block):
             progress.set_postfix_str(str(cell))
             rest = [*block[position + 1 :], *after]
             shape = Shape(cell.images, cell.classes)
-            if least_seconds(1, shape, rates.forward, subject.batch) > self.budget.left:
+            if least_seconds(1, shape, forward, subject.batch) > self.budget.left:
                 self._leave_out(cell, "no time left", progress)
                 continue
             seconds = self.budget.share(cell, rest, self.forward)

@@ -15,25 +15,29 @@ class PackedProduct:
     images that are not in channels-last order, or of what oneDNN does not take are left to PyTorch.
     """
 
+    packed: Tensor | None = None  # the weights in order
+    weight: Tensor | None = None  # those that it was made of
+    made_for: tuple[torch.Size, int] | None = None  # shape of the images, version of the weights
+
     def __init__(self, convolution: nn.Conv2d):
         self.convolution = convolution
-        self.packed: tuple[Any, Tensor] | None = None  # what the order was made for, and the weights in it
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         c = self.convolution
         if _takes(images, weight):
-            shape, made_for = (c.padding, c.stride, c.dilation, c.groups), (images.shape, id(weight), weight._version)
+            shape, made_for = (c.padding, c.stride, c.dilation, c.groups), (images.shape, weight._version)
             try:
-                if self.packed is None or self.packed[0] != made_for:
-                    self.packed = made_for, torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
-                return torch.ops.mkldnn._convolution_pointwise(images, self.packed[1], bias, *shape, "none", [], "")
+                if self.weight is not weight or self.made_for != made_for:
+                    self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
+                    self.weight, self.made_for = weight, made_for
+                return torch.ops.mkldnn._convolution_pointwise(images, self.packed, bias, *shape, "none", [], "")
             except RuntimeError:
                 pass  # PyTorch tells in its own words what may be wrong with the images
         return nn.Conv2d._conv_forward(c, images, weight, bias)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make an order of their own."""
-        return {**self.__dict__, "packed": None}
+        return {"convolution": self.convolution}
 
 
 def _takes(images: Tensor, weight: Tensor) -> bool:
