@@ -488,3 +488,24 @@ def test_pairs_move_with_everything_they_hold() -> None:
     assert list(moved) == list(pairs)
     assert torch.equal(moved.masks, pairs.masks)
     assert Pairs(pairs.image, pairs.target, pairs.image_ids).to(torch.device("cpu")).masks is None
+
+
+class ReadsAgain(nn.Module):
+    """Needs what its first activation was given, and says so; its second one may work in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.first, self.second = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer(images)
+        return self.second(self.first(x) - x).mean((2, 3))
+
+
+def test_only_activations_that_may_work_in_place_do() -> None:
+    images, _ = make_batch()
+    network = ReadsAgain()
+    with torch.no_grad():
+        expected = network(images)
+    classifier = make_classifier(network, layers={"cam": "layer"})
+    torch.testing.assert_close(classifier.logits(images), expected)

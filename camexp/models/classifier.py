@@ -80,7 +80,7 @@ class Classifier:
         self.network: nn.Module = network.eval().requires_grad_(False)
         if packed_weights and self.device.type == "cpu" and not compiled:
             pack_convolutions(self.network)
-        self._activations = [module for module in self.network.modules() if hasattr(module, "inplace")]
+        self._activations = [module for module in self.network.modules() if getattr(module, "inplace", False)]
         self._work_in_place(False)
         self._hooked = 0
         self._paths = {name for name, _ in self.network.named_modules()}
