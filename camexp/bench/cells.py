@@ -87,8 +87,8 @@ class Budget:
 
 
 def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> float:
-    """What one round takes at least: for each contender a pass forth and back."""
-    return contenders * min(shape.pairs, batch) * 3 * forward
+    """What a rehearsal and one round take at least: for each contender two passes forth and back."""
+    return 2 * contenders * min(shape.pairs, batch) * 3 * forward
 
 
 def compete(

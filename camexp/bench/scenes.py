@@ -7,7 +7,6 @@ from camexp.bench.comparison import Comparison, Technique
 from camexp.bench.subject import telling
 from camexp.bench.walk import Walk
 from camexp.bench.watch import Contender
-from camexp.explain import Explanation
 from camexp.measure import measure
 
 LOADING = Technique("loading and decoding beside the computation", "workers=0")
@@ -47,11 +46,11 @@ class Scenes:
         """All of a run: loading, maps and metrics."""
         walk = self.walk(*more)
 
-        def call(images: int | None = None) -> None:
-            for explanation in walk.explanations(self.method, images):
+        def call() -> None:
+            for explanation in walk.explanations(self.method):
                 walk.rows(explanation)
 
-        return Contender("run", call, lambda: call(1), lambda tell: telling(walk.classifier, tell))
+        return Contender("run", call, lambda tell: telling(walk.classifier, tell))
 
     def metrics(self, *more: str) -> Contender:
         """Drop and Increase of maps at hand."""
@@ -59,8 +58,8 @@ class Scenes:
         explained = list(walk.explanations(self.method))
         metrics = {name: walk.metrics[name] for name in ("drop", "increase")}
 
-        def call(explanations: Sequence[Explanation] = explained) -> None:
-            for explanation in explanations:
+        def call() -> None:
+            for explanation in explained:
                 measure(explanation, walk.classifier, metrics, walk.dataset.classes)
 
-        return Contender("metrics", call, lambda: call(explained[:1]), lambda tell: telling(walk.classifier, tell))
+        return Contender("metrics", call, lambda tell: telling(walk.classifier, tell))

@@ -116,11 +116,9 @@ class Subject:
     def ours(self, cell: Cell, method: Any, shape: Shape) -> Contender:
         """camexp's way to make the cell's maps."""
         images, pairs = self.batch_of(cell.images, cell.classes)
-        one = self.batch_of(1, 1)
         return Contender(
             "camexp",
             lambda: method(self.classifier, images, pairs),
-            lambda: method(self.classifier, *one),
             lambda tell: telling(self.classifier, tell),
             self.course(cell.method, method, shape),
         )
@@ -138,11 +136,9 @@ class Subject:
         images, pairs = self.batch_of(cell.images, cell.classes)
         targets, layer = pairs.target.view(cell.images, cell.classes), self.classifier.cam_layer
         case = Case(network, layer, method, images, targets, self.batch)
-        one = Case(network, layer, method, images[:1], targets[:1, :1], self.batch)
         return Contender(
             peer.library,
             lambda: peer.explain(case),
-            lambda: peer.explain(one),
             lambda tell: rows_of(network, tell),
             peer.course(Asked(method, shape, self.channels, self.batch)),
         )

@@ -79,14 +79,12 @@ class Workbench:
         explainer = Explainer(classifier, method, cfg.share_classes)
         images, pairs = subject.batch_of(cell.images, cell.classes)
         calls = list(batches(images.contiguous(memory_format=classifier.memory_format), pairs, cfg.batch_size))
-        one = subject.batch_of(1, 1)
         course = subject.course(cell.method, method, subject.shape(cell, method))
         if not cfg.share_classes:
             course = replace(course, rows=course.rows * cell.classes)
         return Contender(
             cell.method,
             lambda: [explainer.maps(*call) for call in calls],
-            lambda: explainer.maps(*one),
             lambda tell: telling(classifier, tell),
             course,
         )

@@ -26,9 +26,9 @@ class Walk:
         self.preprocess, self.metrics = config.make_preprocess(self.cfg), config.make_metrics(self.cfg)
         self.classifier, _ = config.make_classifier(self.cfg, len(self.dataset.classes))
 
-    def explanations(self, method: Method, images: int | None = None) -> Iterator[Explanation]:
-        """Of the first so many images that have pairs, batch by batch."""
-        indices = [index for index in range(len(self.dataset)) if self.dataset.targets[index]][:images]
+    def explanations(self, method: Method) -> Iterator[Explanation]:
+        """Of the images that have pairs, batch by batch."""
+        indices = [index for index in range(len(self.dataset)) if self.dataset.targets[index]]
         size = self.cfg.batch_size
         batches = [indices[i : i + size] for i in range(0, len(indices), size)]
         explainer = Explainer(self.classifier, method, self.cfg.share_classes)

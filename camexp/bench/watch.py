@@ -91,13 +91,12 @@ class Contender:
 
     Attributes
     ----------
-    call: makes the maps; rehearse: makes one, so that nothing is done for the first time later.
+    call: makes the maps.
     listening: while the context lasts, a watch is told of every pass.
     """
 
     name: str
     call: Callable[[], object]
-    rehearse: Callable[[], object]
     listening: Callable[[Callable[[int], None]], AbstractContextManager[None]]
     course: Course = field(default=Course())
 
@@ -115,10 +114,9 @@ def timed(contender: Contender, device: torch.device, limit: float) -> Trial:
 
 
 def rehearse(contender: Contender, device: torch.device) -> None:
-    """The smallest part of a call on one image, untimed."""
-    watch = Watch(Course(rows=1), device, 0.0)
-    with contender.listening(watch), suppress(Enough):
-        contender.rehearse()
+    """As little of a call as would be timed, so that nothing (libraries, memory) is asked for the first time later."""
+    with contender.listening(Watch(contender.course, device, 0.0)), suppress(Enough):
+        contender.call()
 
 
 # ---------------------------------------------------------------------------------------------- memory
