@@ -175,6 +175,14 @@ def test_operations_that_do_something_else_are_not_trusted(monkeypatch: pytest.M
     assert pack_convolutions(tiny_network()) == 0
 
 
+def test_operations_that_always_fail_are_not_tried_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: object) -> Tensor:
+        raise RuntimeError("not on this machine")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_convolution_weight", fails)
+    assert pack_convolutions(tiny_network()) == 0
+
+
 def test_classifiers_pack_on_the_cpu_unless_told_otherwise() -> None:
     batch, _ = make_batch()
     for options, used in (({}, True), ({"packed_weights": False}, False), ({"precision": "bf16"}, False)):
