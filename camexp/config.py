@@ -111,6 +111,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         inference_mode=cfg.inference_mode,
         tail_backward=cfg.tail_backward,
         packed_weights=cfg.packed_weights,
+        fused_activations=cfg.fused_activations,
     )
     if automatic:
         classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)

@@ -689,7 +689,7 @@ def test_copies_are_made_anew_after_an_exception() -> None:
 def test_network_works_as_before_after_the_tail() -> None:
     images, _ = make_batch(images=1)
     classifier = make_classifier(Winding(), layers={"cam": "block"})
-    before = classifier.logits(images)
+    before, interventions = classifier.logits(images), _interventions(classifier.network)
 
     def fail() -> None:
         with torch.no_grad(), tail_behind(classifier, images, "block") as tail:
@@ -700,7 +700,7 @@ def test_network_works_as_before_after_the_tail() -> None:
 
     with pytest.raises(RuntimeError, match="channels"):
         fail()
-    assert all("forward" not in vars(m) and not m._forward_hooks for m in classifier.network.modules())
+    assert _interventions(classifier.network) == interventions
     assert torch.equal(classifier.logits(images), before)
 
 
@@ -752,9 +752,15 @@ def test_hooks_are_gone_after_an_exception(method: Method, failing: int) -> None
 
     network[7].register_forward_pre_hook(fail)
     classifier = make_classifier(network, forward_batch=1)
+    before = _interventions(network)
     with pytest.raises(ValueError, match="planned"):
         method(classifier, images, pairs)
-    assert all(not m._forward_hooks and "forward" not in vars(m) for m in network.modules())
+    assert _interventions(network) == before
+
+
+def _interventions(network: nn.Module) -> list[tuple[Any, ...]]:
+    """What is called in the place of each module or after it."""
+    return [(vars(module).get("forward"), *module._forward_hooks) for module in network.modules()]
 
 
 @pytest.mark.parametrize("method", ALL[1:], ids=str)  # behind other layers CAM has no head

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -164,14 +165,20 @@ def test_without_the_operations_nothing_is_changed(monkeypatch: pytest.MonkeyPat
 
 
 def test_operations_that_do_something_else_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    product = PackedProduct.__call__
-    monkeypatch.setattr(PackedProduct, "__call__", lambda *given: product(*given) + 1)
-    assert pack_convolutions(tiny_network()) == 0
+    product = PackedProduct.product
+    for kind in ("then", "plus", "over"):
+
+        def wrong(*given: Any, kind: str = kind, **asked: Any) -> Tensor | None:
+            found = product(*given, **asked)
+            return found + 1 if found is not None and asked.get(kind) not in (None, "relu") else found
+
+        monkeypatch.setattr(PackedProduct, "product", wrong)
+        assert pack_convolutions(tiny_network()) == 0
 
     def missing(*given: object) -> Tensor:
         raise AttributeError("no such operation")
 
-    monkeypatch.setattr(PackedProduct, "__call__", missing)
+    monkeypatch.setattr(PackedProduct, "product", missing)
     assert pack_convolutions(tiny_network()) == 0
 
 

@@ -37,12 +37,13 @@ SWITCHES = (
     "fold_batch_norms",
     "channels_last",
     "packed_weights",
+    "fused_activations",
     "inference_mode",
     "tail_backward",
     "share_classes",
     "keep_freed_memory",
 )
-OF_CLASSIFIER = ("channels_last", "packed_weights", "inference_mode", "tail_backward")
+OF_CLASSIFIER = ("channels_last", "packed_weights", "fused_activations", "inference_mode", "tail_backward")
 METHODS = (GradCAM(), GradCAM("1"), SISE(), RISE(masks=20), ScoreCAM())
 
 

@@ -26,6 +26,7 @@ SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride
 
 PLAIN = (
     *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "inference_mode=false"),
+    "fused_activations=false",
     *(
         "tail_backward=false",
         "share_classes=false",
@@ -66,6 +67,7 @@ PATHS = (
     switched("fold_batch_norms=true"),
     switched("channels_last=true"),
     Path("packed_weights=true", ("packed_weights=true", "channels_last=true")),
+    Path("fused_activations=true", ("fused_activations=true", "packed_weights=true", "channels_last=true")),
     switched("inference_mode=true"),
     switched("tail_backward=true"),
     switched("share_classes=true"),

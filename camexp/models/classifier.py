@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
+from camexp.models.fuse import fuse_activations
 from camexp.models.pack import pack_convolutions
 from camexp.pairs import Pairs
 
@@ -47,6 +48,7 @@ class Classifier:
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
     packed_weights: on a CPU, keep the weights of convolutions in the order in which passes without a graph read them.
+    fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class Classifier:
         inference_mode: bool = True,
         tail_backward: bool = True,
         packed_weights: bool = True,
+        fused_activations: bool = True,
     ):
         if confidence not in CONFIDENCES:
             raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
@@ -79,10 +82,12 @@ class Classifier:
         network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
         if packed_weights and self.device.type == "cpu" and not compiled:
-            pack_convolutions(self.network)
-        self._activations = [module for module in self.network.modules() if getattr(module, "inplace", False)]
+            packed = pack_convolutions(self.network)
+            if packed and fused_activations:
+                fuse_activations(self.network)
+        self._modules = list(self.network.modules())
+        self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)
-        self._hooked = 0
         self._paths = {name for name, _ in self.network.named_modules()}
         self.layers = {role: ((names,) if isinstance(names, str) else tuple(names)) for role, names in layers.items()}
         for names in self.layers.values():
@@ -152,7 +157,7 @@ class Classifier:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self._compiled is None:
-                self._work_in_place(not self._hooked)
+                self._work_in_place(not any(module._forward_hooks for module in self._modules))
                 try:
                     return self.forward(images).float()
                 finally:
@@ -227,11 +232,9 @@ class Classifier:
             )
             for name in layers
         ]
-        self._hooked += 1
         try:
             yield
         finally:
-            self._hooked -= 1
             for handle in handles:
                 handle.remove()
 

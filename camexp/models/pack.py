@@ -23,17 +23,46 @@ class PackedProduct:
         self.convolution = convolution
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        c = self.convolution
-        if _takes(images, weight):
-            shape, made_for = (c.padding, c.stride, c.dilation, c.groups), (images.shape, weight._version)
-            try:
-                if self.weight is not weight or self.made_for != made_for:
-                    self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
-                    self.weight, self.made_for = weight, made_for
-                return torch.ops.mkldnn._convolution_pointwise(images, self.packed, bias, *shape, "none", [], "")
-            except RuntimeError:
-                pass  # PyTorch tells in its own words what may be wrong with the images
-        return nn.Conv2d._conv_forward(c, images, weight, bias)
+        found = self.product(images, weight, bias)
+        return nn.Conv2d._conv_forward(self.convolution, images, weight, bias) if found is None else found
+
+    def product(
+        self,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        then: str = "none",
+        plus: Tensor | None = None,
+        over: bool = False,
+    ) -> Tensor | None:
+        """The convolution, with what follows it done as it is written.
+
+        Parameters
+        ----------
+        images: (N,C,H,W); weight, bias: as of `nn.Conv2d`.
+        then: "relu" of the result, or "none".
+        plus: added before that, of the result's shape; over: the result takes its place.
+
+        Returns
+        -------
+        (N,K,h,w), or None where it is left to PyTorch.
+        """
+        if not _takes(images, weight) or (plus is not None and not _takes(plus, weight)):
+            return None
+        c, made_for = self.convolution, (images.shape, weight._version)
+        shape = c.padding, c.stride, c.dilation, c.groups
+        try:
+            if self.weight is not weight or self.made_for != made_for:
+                self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
+                self.weight, self.made_for = weight, made_for
+            given = self.packed, bias, *shape
+            if plus is None:
+                return torch.ops.mkldnn._convolution_pointwise(images, *given, then, [], "")
+            if over:
+                return torch.ops.mkldnn._convolution_pointwise_.binary(plus, images, *given, "add", 1.0, then, [], "")
+            return torch.ops.mkldnn._convolution_pointwise.binary(images, plus, *given, "add", 1.0, then, [], "")
+        except RuntimeError:
+            return None  # PyTorch tells in its own words what may be wrong with the images
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make an order of their own."""
@@ -50,6 +79,7 @@ def _takes(images: Tensor, weight: Tensor) -> bool:
         and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
         and not (torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad))
         and not torch.is_autocast_enabled("cpu")
+        and not weight.is_inference()  # it does not count its changes
     )
 
 
@@ -80,9 +110,14 @@ def _works() -> bool:
         return False
     plain = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
     images = torch.linspace(-1, 1, 32).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
-    product = PackedProduct(plain)
+    expected, packed = plain(images), PackedProduct(plain)
+    ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
     try:
-        found = product(images, plain.weight, plain.bias)
+        found = [packed.product(images, plain.weight, plain.bias, **{"then": "relu"} | way) for way in ways]
     except (AttributeError, TypeError):
         return False
-    return product.packed is not None and torch.allclose(found, plain(images), atol=1e-5)
+    return all(map(_near, found, (expected, expected.relu(), *[(2 * expected).relu()] * 2)))
+
+
+def _near(found: Tensor | None, expected: Tensor) -> bool:
+    return found is not None and torch.allclose(found, expected, atol=1e-5)

@@ -1,0 +1,306 @@
+"""Convolutions that add and rectify: the same numbers for everybody who looks, and nothing of anybody's overwritten."""
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from camexp.models import pack
+from camexp.models.build import narrow
+from camexp.models.classifier import Classifier
+from camexp.models.fold import fold_batch_norms
+from camexp.models.fuse import fuse_activations
+from camexp.models.pack import pack_convolutions
+
+pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
+
+NETWORKS = ("vgg11", "vgg11_bn", "resnet18", "resnet50")
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that are done while the context lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+    def count(self, part: str) -> int:
+        return sum(part in name for name in self.names)
+
+
+def plain_network(name: str, fold: bool = True) -> nn.Module:
+    """A narrow network of torchvision's in channels-last order, whose activations overwrite nothing."""
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=4)
+    narrow(network, 0.125, 16)
+    network.eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):  # otherwise they do next to nothing
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_()
+            module.running_mean.normal_()
+        module.inplace = False  # type: ignore[assignment]
+    if fold:
+        fold_batch_norms(network)
+    return network.to(memory_format=torch.channels_last)
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """A copy that is packed and fused."""
+    other = copy.deepcopy(network)
+    assert pack_convolutions(other) > 0
+    assert fuse_activations(other) > 0
+    return other
+
+
+def images(n: int = 2, size: int = 64, channels: int = 3) -> Tensor:
+    batch = torch.randn(n, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("n", [1, 3])
+def test_outputs_are_the_same(name: str, n: int) -> None:
+    network = plain_network(name)
+    other = fused(network)
+    with torch.inference_mode():
+        same(other(images(n)), network(images(n)))
+
+
+@pytest.mark.parametrize(
+    ("name", "relus", "adds", "over"), [("vgg11", 2, 0, 0), ("resnet18", 0, 8, 7), ("resnet50", 0, 16, 15)]
+)
+def test_what_is_left_to_do_apart(name: str, relus: int, adds: int, over: int) -> None:
+    """The ReLUs of VGG's linear layers alone; only the first block, whose input a pooling made, keeps it."""
+    other = fused(plain_network(name))
+    with Operations() as done, torch.inference_mode():
+        other(images())
+    assert done.count("aten.relu") == relus
+    assert done.count("aten.add") == done.count("aten.convolution") == 0
+    assert done.count("_convolution_pointwise") == sum(isinstance(m, nn.Conv2d) for m in other.modules())
+    assert done.count("_convolution_pointwise.binary") + done.count("_convolution_pointwise_.binary") == adds
+    assert done.count("_convolution_pointwise_.binary") == (over if name == "resnet18" else adds)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_can_be_watched(name: str) -> None:
+    """Each hook sees what it would see in the plain network, also after the pass, and may change it."""
+    network = plain_network(name)
+    other = fused(network)
+    for path, _ in network.named_modules():
+        seen = [_watch(each, path, lambda output: None) for each in (network, other)]
+        changed = [_watch(each, path, lambda output: output + 0.5) for each in (network, other)]
+        assert len(seen[0][0]) == len(seen[1][0])
+        for expected, found in zip(seen[0][0], seen[1][0], strict=True):
+            same(found, expected)
+        same(seen[1][1], seen[0][1])
+        same(changed[1][1], changed[0][1])
+    for path, _ in network.named_modules():
+        inputs = [_inputs(each, path) for each in (network, other)]
+        assert len(inputs[0]) == len(inputs[1])
+        for expected, found in zip(*inputs, strict=True):
+            same(found, expected)
+
+
+def _watch(network: nn.Module, path: str, change: Callable[[Tensor], Tensor | None]) -> tuple[list[Tensor], Tensor]:
+    """All outputs of a module in one pass, as they are after it, and the pass's own."""
+    found: list[Tensor] = []
+
+    def look(module: nn.Module, args: object, output: Tensor) -> Tensor | None:
+        found.append(output)
+        return change(output)
+
+    handle = network.get_submodule(path).register_forward_hook(look)
+    with torch.inference_mode():
+        logits = network(images())
+    handle.remove()
+    return found, logits
+
+
+def _inputs(network: nn.Module, path: str) -> list[Tensor]:
+    found: list[Tensor] = []
+    handle = network.get_submodule(path).register_forward_pre_hook(lambda module, args: found.extend(args))
+    with torch.inference_mode():
+        network(images())
+    handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_can_be_replaced(name: str) -> None:
+    """As the tail behind a layer does."""
+    network = plain_network(name)
+    other = fused(network)
+    for path, module in network.named_modules():
+        if path and list(module.parameters()):
+            same(_negated(other, path), _negated(network, path))
+
+
+def _negated(network: nn.Module, path: str) -> Tensor:
+    """The output when a module gives the negative of what it otherwise gives."""
+    module = network.get_submodule(path)
+    own, forward = vars(module), module.forward
+    with pytest.MonkeyPatch.context() as patched, torch.inference_mode():
+        patched.setitem(own, "forward", lambda x: -forward(x))  # type: ignore[arg-type]
+        return network(images())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_are_the_same(name: str) -> None:
+    network = plain_network(name)
+    gradients = []
+    for each in (network, fused(network)):
+        batch = images().requires_grad_()
+        each(batch)[:, 0].sum().backward()
+        gradients.append(batch.grad)
+    assert gradients[0] is not None
+    assert gradients[1] is not None
+    same(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet50"])
+def test_batch_norms_that_are_not_folded_are_not_left_out(name: str) -> None:
+    network = plain_network(name, fold=False)
+    same(fused(network)(images()), network(images()))
+
+
+class Dense(nn.Module):
+    """Reads the input of its blocks again."""
+
+    def __init__(self, block: type[BasicBlock] | type[Bottleneck]):
+        super().__init__()
+        width = 16 // block.expansion
+        self.first, self.second = (block(16, width, norm_layer=nn.Identity) for _ in range(2))  # type: ignore[arg-type]
+        self.sequence = nn.Sequential(*(block(16, width, norm_layer=nn.Identity) for _ in range(2)))  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.second(y)
+        return torch.cat([x, y, z, self.sequence(z), z], 1)
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_a_block_leaves_the_input_that_others_read(block: type[BasicBlock] | type[Bottleneck]) -> None:
+    torch.manual_seed(0)
+    network = Dense(block).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    other = fused(network)
+    batch = images(channels=16)
+    before = batch.clone()
+    with Operations() as done, torch.inference_mode():
+        found = other(batch)
+    assert (done.count("_convolution_pointwise.binary"), done.count("_convolution_pointwise_.binary")) == (3, 1)
+    assert torch.equal(batch, before)
+    for module in network.modules():
+        module.inplace = False  # type: ignore[assignment]
+    same(found, network(batch))
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet18"])
+def test_copies_are_of_their_own(name: str) -> None:
+    other = fused(plain_network(name))
+    expected = other(images())
+    for each in (copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        same(each(images()), expected)
+        for parameter in each.parameters():
+            parameter.zero_()
+        assert not each(images()).any()
+    same(other(images()), expected)
+
+
+def test_copies_of_inference_mode_are_computed_as_ever() -> None:
+    """Their weights do not count their changes."""
+    other = fused(plain_network("vgg11"))
+    expected = other(images())
+    with torch.inference_mode():
+        each = copy.deepcopy(other)
+        same(each(images()), expected)
+        each.features[0].weight.zero_()
+        assert not torch.allclose(each(images()), expected)
+
+
+@pytest.mark.parametrize("name", ["vgg11", "resnet50"])
+def test_layers_stay_what_they_are(name: str) -> None:
+    network = plain_network(name)
+    other = fused(network)
+    kinds = [{path: type(module) for path, module in each.named_modules()} for each in (network, other)]
+    assert kinds[0] == kinds[1]
+    assert list(network.state_dict()) == list(other.state_dict())
+    assert sorted(_called(network)) == sorted(_called(other))
+
+
+def _called(network: nn.Module) -> list[str]:
+    """What a symbolic trace finds, without the identities."""
+    paths = [str(node.target) for node in torch.fx.symbolic_trace(network).graph.nodes if node.op == "call_module"]
+    return [path for path in paths if type(network.get_submodule(path)) is not nn.Identity]
+
+
+def test_only_known_types_are_taken() -> None:
+    class Own(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return -super().forward(input)
+
+    network = Own(nn.Conv2d(3, 4, 3), nn.ReLU()).requires_grad_(False)
+    pack_convolutions(network)
+    assert fuse_activations(network) == 0
+    assert fuse_activations(nn.Sequential(network)) == 1
+    replaced = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    replaced.forward = lambda x: x  # type: ignore[method-assign, assignment]
+    assert fuse_activations(replaced) == 0
+
+
+def test_sequences_of_other_things_are_run_as_ever() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, 2 * x
+
+    class Sum(nn.Module):
+        def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+            return both[0] + both[1]
+
+    network = nn.Sequential(Two(), Sum(), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Identity(), nn.ReLU(), nn.Sequential())
+    network.requires_grad_(False).to(memory_format=torch.channels_last)
+    same(fused(network)(images()), network(images()))
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4, 4), (2, 5, 64, 64)], ids=["too small", "channels"])
+def test_wrong_images_are_refused_in_the_usual_words(size: tuple[int, ...]) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 5), nn.ReLU(), nn.MaxPool2d(2)).requires_grad_(False)
+    other = fused(network)
+    errors = []
+    for each in (network, other):
+        with pytest.raises(RuntimeError) as error:
+            each(torch.zeros(size).contiguous(memory_format=torch.channels_last))
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize(("packed", "fuse"), [(True, True), (True, False), (False, True)])
+def test_classifiers_fuse_unless_told_otherwise(packed: bool, fuse: bool) -> None:
+    options = {"packed_weights": packed, "fused_activations": fuse}
+    classifier = Classifier(plain_network("resnet18"), {"cam": "layer4"}, **options)  # type: ignore[arg-type]
+    with Operations() as done:
+        classifier.logits(images())
+    assert (done.count("relu") == 0) == (packed and fuse)
+
+
+def test_activations_of_a_classifier_are_not_overwritten() -> None:
+    network = plain_network("resnet50")
+    layers = ["layer1.0", "layer1.1", "layer1", "layer2.0.downsample", "layer2.1.relu", "layer3.1.bn3"]
+    found = Classifier(copy.deepcopy(network), {"cam": "layer4"}).activations(images(), layers)
+    expected = Classifier(network, {"cam": "layer4"}, packed_weights=False).activations(images(), layers)
+    for one, other in zip(found, expected, strict=True):
+        same(one, other)
