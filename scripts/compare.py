@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
 from camexp.report.compare import compare_folders, render
 
 
@@ -24,11 +24,12 @@ def main(argv: list[str] | None = None) -> int:
         help="largest change of a mean (a fraction) that counts as equal; 0 allows no change of any pair",
     )
     args = parser.parse_args(argv)
-    try:
-        compared, remarks = compare_folders(args.a, args.b, args.tolerance)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: compare(args.a, args.b, args.tolerance))
+
+
+def compare(a: Path, b: Path, tolerance: float) -> int:
+    """Print how two runs, or the runs of two folders, differ; returns 0 if they do not, and 1 if they do."""
+    compared, remarks = compare_folders(a, b, tolerance)
     for comparison in compared:
         print(render(comparison))
     for remark in remarks:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from camexp.errors import CamexpError
+from camexp.command import exit_status
 from camexp.models.convert import convert_torchray, provenance
 
 
@@ -18,13 +18,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("source", type=Path, help="the file as TorchRay publishes it (.pth.tar)")
     parser.add_argument("target", type=Path, help="the .safetensors file to write")
     args = parser.parse_args(argv)
-    try:
-        convert_torchray(args.source, args.target)
-    except CamexpError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    about = provenance(args.target)
-    print(f"{args.target}: {about['architecture']} from {about['source']} (SHA-256 {about['source_sha256']})")
+    return exit_status(lambda: convert(args.source, args.target))
+
+
+def convert(source: Path, target: Path) -> int:
+    """Convert a file, and print what it has become."""
+    convert_torchray(source, target)
+    about = provenance(target)
+    print(f"{target}: {about['architecture']} from {about['source']} (SHA-256 {about['source_sha256']})")
     return 0
 
 

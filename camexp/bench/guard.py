@@ -81,7 +81,7 @@ PATHS = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Explained:
     """What a method gave on a path.
 
     Attributes
@@ -143,7 +143,7 @@ class Guard:
         names = {field.name for field in fields(method) if field.init} & SHORT.keys()
         return method if self.full else replace(method, **{name: SHORT[name] for name in names})
 
-    def outcome(self, walk: Walk, method: Any) -> Outcome:
+    def outcome(self, walk: Walk, method: Any) -> Explained:
         """Of one method on all images."""
         maps: dict[tuple[str, int], Tensor] = {}
         rows: list[Row] = []
@@ -153,7 +153,7 @@ class Guard:
         if not rows:
             raise CamexpError("there is no pair to compare; choose another data set or a larger limit=")
         means = {metric: 100 * sum(float(row[metric]) for row in rows) / len(rows) for metric in walk.metrics}
-        return Outcome(maps, means)
+        return Explained(maps, means)
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> list[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
@@ -169,7 +169,7 @@ class Guard:
                     progress.update()
         return findings
 
-    def _plain(self, methods: Sequence[str], progress: tqdm) -> dict[str, Outcome]:
+    def _plain(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
         found, walk = {}, self.walk(Path("plain"))
         for name in methods:
             progress.set_postfix_str(f"plain {name}")
@@ -183,7 +183,7 @@ class Guard:
         return found
 
 
-def finding(path: Path, method: str, plain: Outcome, fast: Outcome) -> Finding:
+def finding(path: Path, method: str, plain: Explained, fast: Explained) -> Finding:
     """The largest differences of a path from the plain one."""
     smallest = min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
     changes = {metric: abs(mean - plain.means[metric]) for metric, mean in fast.means.items()}

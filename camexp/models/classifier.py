@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.models.fuse import fuse_activations
+from camexp.models.fuse import Fusion, fuse_activations
 from camexp.models.pack import pack_convolutions
 from camexp.pairs import Pairs
 
@@ -81,10 +81,10 @@ class Classifier:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
+        self._fusion: Fusion | None = None
         if packed_weights and self.device.type == "cpu" and not compiled:
             packed = pack_convolutions(self.network)
-            if packed and fused_activations:
-                fuse_activations(self.network)
+            self._fusion = fuse_activations(self.network) if packed and fused_activations else None
         self._modules = list(self.network.modules())
         self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)
@@ -191,7 +191,10 @@ class Classifier:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
         self.on_forward(len(images))
-        return self.network(images.to(self.device).contiguous(memory_format=self.memory_format))
+        images = images.to(self.device).contiguous(memory_format=self.memory_format)
+        if self._fusion is not None:
+            self._fusion.watch(images)
+        return self.network(images)
 
     def in_chunks(self, work: Callable[[slice], T], total: int, times: int = 1) -> list[T]:
         """`work(rows)` for consecutive slices of at most `times * forward_batch` of `total` rows, in order.

@@ -1,49 +1,70 @@
-"""Convolutions that add and rectify while they write their result, instead of in further passes over memory."""
+"""Convolutions that add and rectify while they write their result, instead of in further passes over memory.
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+A fused ReLU makes 0 of what is not a number, where PyTorch's lets it through to the logits, by which a failure is
+known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`).
+"""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from camexp.models.pack import PackedProduct
 
 
-def fuse_activations(network: nn.Module) -> int:
-    """Let sequences, residual blocks and the stems of ResNets fuse convolutions with what follows; returns how many do.
+def fuse_activations(network: nn.Module) -> "Fusion":
+    """Let the sequences, residual blocks and stem of a network fuse their convolutions with what follows.
 
     In place; layers stay what they are and where they are. What somebody watches with a hook, has replaced, or wants
-    a graph of is computed as ever, and so are convolutions whose weights are not packed (`camexp.models.pack`).
+    a graph of is computed as ever, and so are batch norms that are not folded and convolutions whose weights are not
+    packed (`camexp.models.pack`).
     """
-    found = [module for module in network.modules() if type(module) in FUSED and "forward" not in vars(module)]
-    for module in found:
-        vars(module)["forward"] = FUSED[type(module)](module)  # what nn.Module.__call__ calls
-    return len(found)
+    fusion = Fusion()
+    if all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
+        for module in network.modules():
+            if type(module) in FUSED and "forward" not in vars(module):
+                vars(module)["forward"] = FUSED[type(module)](module, fusion)  # what nn.Module.__call__ calls
+    return fusion
+
+
+class Fusion:
+    """Whether the modules of a network fuse."""
+
+    on = True
+
+    def watch(self, images: Tensor) -> None:
+        """On if all values of the images are numbers, else off; called before every pass."""
+        self.on = bool(images.detach().sum().isfinite())
 
 
 def in_turn(modules: Iterable[nn.Module], images: Tensor) -> Tensor:
-    """One module after the other; convolutions before ReLUs rectify, and blocks write over the output of blocks."""
-    steps = [module for module in modules if not (type(module) is nn.Identity and _unseen(module))]
-    turns = pairwise([*steps, None])
+    """One module after the other.
+
+    A convolution before a ReLU rectifies as well; a block may write over the output of the block before it.
+    """
+    steps: list[nn.Module | None] = [m for m in modules if not (type(m) is nn.Identity and _unseen(m))]
     own = False  # whether the images are kept nowhere else
-    for module, following in turns:
+    while steps:
+        module, following = steps.pop(0), steps[0] if steps else None
         assert module is not None
-        rectified = _product(module, images) if type(following) is nn.ReLU and _unseen(following) else None
-        block = vars(module).get("forward")
+        block, rectified = vars(module).get("forward"), None
+        if type(following) is nn.ReLU and _unseen(following):
+            rectified = _product(module, images)
         if rectified is not None:
             images, own = rectified, False
-            next(turns)
-        elif isinstance(block, FusedBlock) and not _watched(*module.modules()):
-            images, own = block(images, own), True
+            steps.pop(0)
+        elif isinstance(block, FusedBlock) and block.known():
+            images, own = block.fused(images, own), True
         else:
             images, own = module(images), False
     return images
 
 
 def _product(module: nn.Module, images: Tensor, plus: Tensor | None = None, over: bool = False) -> Tensor | None:
-    """The rectified result of a packed convolution, None of anything else."""
+    """relu(convolution(images) + plus), in the memory of `plus` if `over`; None if it must be computed as ever."""
     packed = vars(module).get("_conv_forward")
     if not isinstance(packed, PackedProduct) or not isinstance(module, nn.Conv2d) or not _unseen(module):
         return None
@@ -52,66 +73,89 @@ def _product(module: nn.Module, images: Tensor, plus: Tensor | None = None, over
 
 def _unseen(module: nn.Module) -> bool:
     """Whether nobody would notice that the module is not called."""
-    return not _watched(module) and "forward" not in vars(module)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not any(hooks) and isinstance(vars(module).get("forward"), Fused | None)
 
 
-def _watched(*modules: nn.Module) -> bool:
-    """Whether any of the modules has a hook."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
+class Fused:
+    """Runs a module in its place.
 
+    Parameters
+    ----------
+    fusion: of the whole network.
+    """
 
-class FusedSequence:
-    """`nn.Sequential`."""
-
-    def __init__(self, sequence: nn.Sequential):
-        self.sequence = sequence
+    def __init__(self, module: nn.Module, fusion: Fusion):
+        self.module, self.fusion = module, fusion
 
     def __call__(self, input: Tensor) -> Tensor:
-        return in_turn(self.sequence, input)
+        plain = not self.fusion.on or type(input) is not Tensor  # what only behaves like one expects the usual calls
+        return type(self.module).forward(self.module, input) if plain else self.run(input)
+
+    def run(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class FusedBlock:
-    """torchvision's residual blocks, relu(convolutions(x) + shortcut(x))."""
+class FusedSequence(Fused):
+    """`nn.Sequential`."""
 
-    def __init__(self, block: BasicBlock | Bottleneck):
-        self.block = block
-
-    def __call__(self, x: Tensor, own: bool = False) -> Tensor:
-        """Parameters: x: (N,C,H,W); own: it is read by nobody else, and may be written over."""
-        block = self.block
-        first: tuple[nn.Module, ...] = (block.conv1, block.bn1, block.relu)
-        convolution, norm = block.conv2, block.bn2
-        if isinstance(block, Bottleneck):
-            first, convolution, norm = (*first, block.conv2, block.bn2, block.relu), block.conv3, block.bn3
-        out = in_turn(first, x)
-        shortcut = x
-        if block.downsample is not None:
-            shortcut, own = block.downsample(x), not _watched(*block.downsample.modules())
-        fusable = type(norm) is nn.Identity and _unseen(norm) and _unseen(block.relu)
-        found = _product(convolution, out, shortcut, own) if fusable else None
-        if found is None:
-            out = norm(convolution(out))
-            out += shortcut
-            found = block.relu(out)
-        return found
+    def run(self, x: Tensor) -> Tensor:
+        assert isinstance(self.module, nn.Sequential)
+        return in_turn(self.module, x)
 
 
-class FusedResNet:
+class FusedResNet(Fused):
     """torchvision's ResNets, of which the stem is a convolution and a ReLU."""
 
-    def __init__(self, network: ResNet):
-        self.network = network
-
-    def __call__(self, x: Tensor) -> Tensor:
-        n = self.network
+    def run(self, x: Tensor) -> Tensor:
+        assert isinstance(self.module, ResNet)
+        n = self.module
         pooled = in_turn((n.conv1, n.bn1, n.relu, n.maxpool, n.layer1, n.layer2, n.layer3, n.layer4, n.avgpool), x)
         return n.fc(torch.flatten(pooled, 1))
 
 
-FUSED: dict[type[nn.Module], Callable[..., Callable[[Tensor], Tensor]]] = {
+class FusedBlock(Fused):
+    """torchvision's residual blocks, relu(convolutions(x) + shortcut(x))."""
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.fused(x, own=False) if self.known() else type(self.module).forward(self.module, x)
+
+    def known(self) -> bool:
+        """Whether the block is made of convolutions and ReLUs alone, and nobody sees what goes in, on and out."""
+        block = self.module
+        assert isinstance(block, BasicBlock | Bottleneck)
+        convolutions = block.conv1, block.conv2, getattr(block, "conv3", block.conv2)
+        norms = block.bn1, block.bn2, getattr(block, "bn3", block.bn2)
+        kinds = (*[nn.Conv2d] * 3, *[nn.Identity] * 3, nn.ReLU)
+        return (
+            all(type(m) is kind for m, kind in zip((*convolutions, *norms, block.relu), kinds, strict=True))
+            and all(type(m) in (nn.Conv2d, nn.Identity, nn.Sequential) for m in _inside(block.downsample))
+            and all(map(_unseen, block.modules()))
+        )
+
+    def fused(self, x: Tensor, own: bool) -> Tensor:
+        """The output of a known block; parameters: own: x is read by nobody else, and may be written over."""
+        block = self.module
+        assert isinstance(block, BasicBlock | Bottleneck)
+        out, last = in_turn((block.conv1, block.relu), x), block.conv2
+        if isinstance(block, Bottleneck):
+            out, last = in_turn((block.conv2, block.relu), out), block.conv3
+        shortcut = x
+        if block.downsample is not None:
+            shortcut = block.downsample(x)
+            own = own or any(isinstance(m, nn.Conv2d) for m in _inside(block.downsample))  # its result is new
+        found = _product(last, out, shortcut, own)
+        return F.relu(last(out) + shortcut) if found is None else found
+
+
+def _inside(module: nn.Module | None) -> Iterable[nn.Module]:
+    return () if module is None else module.modules()
+
+
+FUSED: dict[type[nn.Module], type[Fused]] = {
     nn.Sequential: FusedSequence,
     BasicBlock: FusedBlock,
     Bottleneck: FusedBlock,
     ResNet: FusedResNet,
 }
-"""What runs a module of a type in its place."""
+"""By type of module: what runs it in its place."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class PackedProduct:
-    """What a convolution computes, in passes without a graph from weights that are not reordered each time.
+    """Computes a convolution; without a graph, from weights kept in order instead of reordered in every pass.
 
     On a CPU oneDNN computes with weights in blocks whose order depends on the shape of the images; PyTorch brings them
     into that order in every pass, which for a single image can take longer than the product itself. Here the order
@@ -41,13 +41,13 @@ class PackedProduct:
         ----------
         images: (N,C,H,W); weight, bias: as of `nn.Conv2d`.
         then: "relu" of the result, or "none".
-        plus: added before that, of the result's shape; over: the result takes its place.
+        plus: added before that, of the result's shape; over: the result is written into its memory.
 
         Returns
         -------
         (N,K,h,w), or None where it is left to PyTorch.
         """
-        if not _takes(images, weight) or (plus is not None and not _takes(plus, weight)):
+        if not (_takes(images, weight, bias) and (plus is None or _takes(plus, weight, bias))):
             return None
         c, made_for = self.convolution, (images.shape, weight._version)
         shape = c.padding, c.stride, c.dilation, c.groups
@@ -69,7 +69,7 @@ class PackedProduct:
         return {"convolution": self.convolution}
 
 
-def _takes(images: Tensor, weight: Tensor) -> bool:
+def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         type(images) is Tensor  # what only behaves like one expects the usual functions
         and images.device.type == "cpu"
@@ -77,7 +77,7 @@ def _takes(images: Tensor, weight: Tensor) -> bool:
         and images.ndim == 4
         and images.numel() > 0
         and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
-        and not (torch.is_grad_enabled() and (images.requires_grad or weight.requires_grad))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, weight, bias)))
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()  # it does not count its changes
     )
@@ -108,7 +108,8 @@ def _works() -> bool:
     """Whether the operations, which are not among PyTorch's documented ones, are there and do what they are for."""
     if not torch.backends.mkldnn.is_available():
         return False
-    plain = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn
+        plain = nn.Conv2d(2, 3, 3, padding=1).requires_grad_(False)
     images = torch.linspace(-1, 1, 32).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
     expected, packed = plain(images), PackedProduct(plain)
     ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
