@@ -73,8 +73,9 @@ def _product(module: nn.Module, images: Tensor, plus: Tensor | None = None, over
 
 def _unseen(module: nn.Module) -> bool:
     """Whether nobody would notice that the module is not called."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not any(hooks) and isinstance(vars(module).get("forward"), Fused | None)
+    m, forward = module, vars(module).get("forward")
+    hooked = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return not hooked and (forward is None or isinstance(forward, Fused))
 
 
 class Fused:
