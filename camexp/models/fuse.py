@@ -4,6 +4,7 @@ A fused ReLU makes 0 of what is not a number, where PyTorch's lets it through to
 known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 
 import torch
@@ -78,7 +79,7 @@ def _unseen(module: nn.Module) -> bool:
     return not hooked and (forward is None or isinstance(forward, Fused))
 
 
-class Fused:
+class Fused(ABC):
     """Runs a module in its place.
 
     Parameters
@@ -93,8 +94,9 @@ class Fused:
         plain = not self.fusion.on or type(input) is not Tensor  # what only behaves like one expects the usual calls
         return type(self.module).forward(self.module, input) if plain else self.run(input)
 
+    @abstractmethod
     def run(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The module's output for x (N,C,H,W), with convolutions fused where that is possible."""
 
 
 class FusedSequence(Fused):
