@@ -3,11 +3,27 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
 torch.set_num_threads(1)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that are done while the context lasts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+    def count(self, part: str) -> int:
+        return sum(part in name for name in self.names)
 
 
 def tiny_network(num_classes: int = 4, seed: int = 0) -> nn.Sequential:

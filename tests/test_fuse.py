@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torchvision
+from conftest import Operations
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from camexp.models import pack
@@ -22,21 +22,6 @@ from camexp.models.tail import tail_behind
 pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
 
 NETWORKS = ("vgg11", "vgg11_bn", "resnet18", "resnet50")
-
-
-class Operations(TorchDispatchMode):
-    """Names of the operations that are done while the context lasts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-    def count(self, part: str) -> int:
-        return sum(part in name for name in self.names)
 
 
 def plain_network(name: str, fold: bool = True) -> nn.Module:

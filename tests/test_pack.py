@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_classifier, tiny_network
+from conftest import Operations, make_batch, make_classifier, tiny_network
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from camexp.models import pack
 from camexp.models.pack import PackedProduct, pack_convolutions
@@ -25,17 +24,16 @@ SHAPES = {
 }
 
 
-class Packed(TorchDispatchMode):
+class Packed(Operations):
     """Counts how often weights are brought into order and used in it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.made = self.used = 0
+    @property
+    def made(self) -> int:
+        return self.count("_reorder_convolution_weight")
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.made += "_reorder_convolution_weight" in str(function)
-        self.used += "_convolution_pointwise" in str(function)
-        return function(*args, **(kwargs or {}))
+    @property
+    def used(self) -> int:
+        return self.count("_convolution_pointwise")
 
 
 def pair(**shape) -> tuple[nn.Conv2d, nn.Conv2d]:  # type: ignore[no-untyped-def]

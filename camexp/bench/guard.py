@@ -25,9 +25,9 @@ SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride
 """Parameters of long methods, unless --full: the passes are the same, there are fewer of them."""
 
 PLAIN = (
-    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "inference_mode=false"),
-    "fused_activations=false",
+    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "fused_activations=false"),
     *(
+        "inference_mode=false",
         "tail_backward=false",
         "share_classes=false",
         "batch_size=1",
@@ -143,7 +143,7 @@ class Guard:
         names = {field.name for field in fields(method) if field.init} & SHORT.keys()
         return method if self.full else replace(method, **{name: SHORT[name] for name in names})
 
-    def outcome(self, walk: Walk, method: Any) -> Explained:
+    def explained(self, walk: Walk, method: Any) -> Explained:
         """Of one method on all images."""
         maps: dict[tuple[str, int], Tensor] = {}
         rows: list[Row] = []
@@ -164,7 +164,7 @@ class Guard:
             for path in paths:
                 walk = self.walk(path)
                 for name, expected in plain.items():
-                    findings.append(finding(path, name, expected, self.outcome(walk, self.method(name))))
+                    findings.append(finding(path, name, expected, self.explained(walk, self.method(name))))
                     progress.write(" | ".join(findings[-1].line()), file=sys.stderr)
                     progress.update()
         return findings
@@ -175,7 +175,7 @@ class Guard:
             progress.set_postfix_str(f"plain {name}")
             method = self.method(name)
             try:
-                found[name] = self.outcome(walk, method)
+                found[name] = self.explained(walk, method)
             except CamexpError as error:
                 progress.write(f"{name}: left out: {error}", file=sys.stderr)
             progress.update()

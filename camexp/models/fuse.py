@@ -74,9 +74,14 @@ def _product(module: nn.Module, images: Tensor, plus: Tensor | None = None, over
 
 def _unseen(module: nn.Module) -> bool:
     """Whether nobody would notice that the module is not called."""
-    m, forward = module, vars(module).get("forward")
-    hooked = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-    return not hooked and (forward is None or isinstance(forward, Fused))
+    forward = vars(module).get("forward")
+    return not hooked(module) and (forward is None or isinstance(forward, Fused))
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody watches what goes in or out, and may keep it."""
+    m = module
+    return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 class Fused(ABC):
@@ -126,33 +131,45 @@ class FusedBlock(Fused):
     def known(self) -> bool:
         """Whether the block is made of convolutions and ReLUs alone, and nobody sees what goes in, on and out."""
         block = self.module
-        assert isinstance(block, BasicBlock | Bottleneck)
-        convolutions = block.conv1, block.conv2, getattr(block, "conv3", block.conv2)
-        norms = block.bn1, block.bn2, getattr(block, "bn3", block.bn2)
-        kinds = (*[nn.Conv2d] * 3, *[nn.Identity] * 3, nn.ReLU)
+        parts = [getattr(block, name) for name in KINDS[type(block)]]
+        shortcut = _steps(block.downsample)  # type: ignore[arg-type]
         return (
-            all(type(m) is kind for m, kind in zip((*convolutions, *norms, block.relu), kinds, strict=True))
-            and all(type(m) in (nn.Conv2d, nn.Identity, nn.Sequential) for m in _inside(block.downsample))
-            and all(map(_unseen, block.modules()))
+            tuple(map(type, parts)) == tuple(KINDS[type(block)].values())
+            and all(type(step) in (nn.Conv2d, nn.Identity) for step in shortcut)
+            and all(map(_unseen, (block, *parts, *shortcut)))
+            and (block.downsample is None or _unseen(block.downsample))  # type: ignore[arg-type]
         )
 
     def fused(self, x: Tensor, own: bool) -> Tensor:
         """The output of a known block; parameters: own: x is read by nobody else, and may be written over."""
         block = self.module
         assert isinstance(block, BasicBlock | Bottleneck)
-        out, last = in_turn((block.conv1, block.relu), x), block.conv2
-        if isinstance(block, Bottleneck):
-            out, last = in_turn((block.conv2, block.relu), out), block.conv3
+        *first, last = (getattr(block, name) for name, kind in KINDS[type(block)].items() if kind is nn.Conv2d)
+        out = x
+        for convolution in first:
+            out = in_turn((convolution, block.relu), out)
         shortcut = x
         if block.downsample is not None:
             shortcut = block.downsample(x)
-            own = own or any(isinstance(m, nn.Conv2d) for m in _inside(block.downsample))  # its result is new
+            own = own or any(isinstance(step, nn.Conv2d) for step in _steps(block.downsample))  # its result is new
         found = _product(last, out, shortcut, own)
         return F.relu(last(out) + shortcut) if found is None else found
 
 
-def _inside(module: nn.Module | None) -> Iterable[nn.Module]:
-    return () if module is None else module.modules()
+def _steps(shortcut: nn.Module | None) -> tuple[nn.Module, ...]:
+    """The layers of a block's `downsample`."""
+    if shortcut is None:
+        return ()
+    return tuple(shortcut) if type(shortcut) is nn.Sequential else (shortcut,)
+
+
+def _kinds(convolutions: int) -> dict[str, type[nn.Module]]:
+    """The layers of a residual block with folded batch norms, by name."""
+    numbers = range(1, convolutions + 1)
+    return {f"conv{i}": nn.Conv2d for i in numbers} | {f"bn{i}": nn.Identity for i in numbers} | {"relu": nn.ReLU}
+
+
+KINDS: dict[type[nn.Module], dict[str, type[nn.Module]]] = {BasicBlock: _kinds(2), Bottleneck: _kinds(3)}
 
 
 FUSED: dict[type[nn.Module], type[Fused]] = {
