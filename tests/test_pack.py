@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import Operations, make_batch, make_classifier, tiny_network
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from camexp.models import pack
 from camexp.models.pack import PackedProduct, pack_convolutions
@@ -79,19 +80,116 @@ def test_order_is_made_once_for_a_shape_and_again_for_other_weights() -> None:
         torch.testing.assert_close(packed(images(2, 8, 6, 6)), plain(images(2, 8, 6, 6)))
 
 
-def test_graphs_are_recorded_as_ever() -> None:
-    plain, packed = pair(kernel_size=3)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("size", [(2, 8, 11, 14), (1, 8, 12, 9)])
+def test_gradients_are_the_same(shape: dict[str, int], size: tuple[int, ...]) -> None:
+    plain, packed = (each.to(memory_format=torch.channels_last) for each in pair(**shape))
     gradients = []
-    for each in (plain, packed):
-        batch = images(1, 8, 6, 6).requires_grad_()
+    for each in (plain, packed, packed):
+        batch = images(*size).requires_grad_()
         with Packed() as counted:
             each(batch).square().sum().backward()
-        assert counted.used == 0
+        assert counted.used == (each is packed)
+        assert counted.count("_convolution_transpose_pointwise") == (each is packed)
         gradients.append(batch.grad)
-    assert torch.equal(*gradients)
-    packed.requires_grad_(True)
-    packed(images(1, 8, 6, 6)).sum().backward()
-    assert packed.weight.grad is not None
+    assert counted.made == 0
+    for found in gradients[1:]:
+        torch.testing.assert_close(found, gradients[0], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_images_with_few_channels_are_the_same() -> None:
+    """As of the first convolution of a ResNet."""
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 8, 7, stride=2, padding=3).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    pack_convolutions(packed)
+    for size in ((2, 3, 20, 21), (1, 3, 9, 8), (2, 3, 20, 21)):
+        batches = [images(*size).requires_grad_() for _ in range(2)]
+        for each, batch in zip((plain, packed), batches, strict=True):
+            each(batch).square().sum().backward()
+        torch.testing.assert_close(batches[1].grad, batches[0].grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)], ids=str)
+def test_gradients_of_what_is_added(needed: tuple[bool, bool]) -> None:
+    """Also when the memory of it is free to be used."""
+    plain, _ = pair(kernel_size=3, padding=1)
+    plain.to(memory_format=torch.channels_last)
+    product = PackedProduct(plain)
+    results = []
+    for packed in (False, True):
+        batch, plus = images(2, 8, 6, 6), images(2, 12, 6, 6)
+        before = plus.clone()
+        for tensor, need in zip((batch, plus), needed, strict=True):
+            tensor.requires_grad_(need)
+        if packed:
+            found = product.product(batch, plain.weight, plain.bias, "relu", plus, over=True)
+            assert found is not None
+        else:
+            found = (plain(batch) + plus).relu()
+        found.square().sum().backward()
+        assert torch.equal(plus, before)
+        assert [tensor.grad is not None for tensor in (batch, plus)] == list(needed)
+        results.append([found, batch.grad, plus.grad])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [8, 3])
+def test_second_derivatives_are_the_same(channels: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(channels, 12, 3, stride=2, padding=1).requires_grad_(False)
+    packed = copy.deepcopy(plain)
+    pack_convolutions(packed)
+    found = []
+    for each in (plain, packed):
+        batch = images(2, channels, 9, 8).requires_grad_()
+        (first,) = torch.autograd.grad(each(batch).relu().pow(3).sum(), batch, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), batch)[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4 * float(found[0].abs().max()))
+
+
+def test_weights_that_were_changed_since_are_noticed() -> None:
+    _, packed = pair(kernel_size=3)
+    batch = images(1, 8, 6, 6).requires_grad_()
+    total = packed(batch).sum()
+    packed.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+    packed(batch).sum().backward()
+    assert batch.grad is not None
+    before = batch.grad.clone()
+    packed.weight.mul_(2)
+    batch.grad = None
+    packed(batch).sum().backward()
+    torch.testing.assert_close(batch.grad, 2 * before)
+
+
+def test_graphs_of_weights_are_recorded_as_ever() -> None:
+    plain, packed = pair(kernel_size=3)
+    for each in (plain, packed):
+        each.requires_grad_(True)
+        with Packed() as counted:
+            each(images(1, 8, 6, 6).requires_grad_()).sum().backward()
+        assert counted.used == 0
+    assert plain.weight.grad is not None
+    torch.testing.assert_close(packed.weight.grad, plain.weight.grad)
+
+
+def test_other_ways_to_differentiate_are_as_ever() -> None:
+    plain, packed = pair(kernel_size=3)
+
+    def total(convolution: nn.Conv2d, batch: Tensor) -> Tensor:
+        return convolution(batch).square().sum()
+
+    batch = images(1, 8, 6, 6)
+    expected = torch.func.grad(lambda batch: total(plain, batch))(batch)
+    torch.testing.assert_close(torch.func.grad(lambda batch: total(packed, batch))(batch), expected)
+    _, along = torch.func.jvp(lambda batch: total(packed, batch), (batch,), (batch,))
+    torch.testing.assert_close(along, (expected * batch).sum())
+    with forward_ad.dual_level():
+        along = forward_ad.unpack_dual(total(packed, forward_ad.make_dual(batch, batch))).tangent
+    torch.testing.assert_close(along, (expected * batch).sum())
+    torch.testing.assert_close(torch.vmap(packed)(batch[None]), plain(batch)[None])
 
 
 def test_what_cannot_be_packed_is_computed_as_ever() -> None:
@@ -119,9 +217,9 @@ def test_copies_make_an_order_of_their_own() -> None:
     _, packed = pair(kernel_size=3)
     expected = packed(images(1, 8, 6, 6))
     for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert other._conv_forward.packed is None
+        assert other._conv_forward.forth.made is None
         assert torch.equal(other(images(1, 8, 6, 6)), expected)
-        assert other._conv_forward.packed is not packed._conv_forward.packed
+        assert other._conv_forward.forth.made is not packed._conv_forward.forth.made
         other.weight.zero_()
         other.bias.zero_()
         assert not other(images(1, 8, 6, 6)).any()

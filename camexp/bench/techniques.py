@@ -22,6 +22,7 @@ TECHNIQUES = (
     Technique("channels last", "channels_last=false"),
     Technique("weights kept in order", "packed_weights=false"),
     Technique("weights kept in order, a single image", "packed_weights=false", "gradcam", images=1),
+    Technique("weights kept in order, forth and back", "packed_weights=false", "gradient", images=1),
     Technique("convolutions add and rectify", "fused_activations=false"),
     Technique("inference mode", "inference_mode=false"),
     Technique("forth without graph to the layer, back through the tail alone", "tail_backward=false", "gradcam"),

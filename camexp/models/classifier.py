@@ -47,7 +47,7 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
-    packed_weights: on a CPU, keep the weights of convolutions in the order in which passes without a graph read them.
+    packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
 
     Raises

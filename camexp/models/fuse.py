@@ -19,9 +19,9 @@ from camexp.models.pack import PackedProduct
 def fuse_activations(network: nn.Module) -> "Fusion":
     """Let the sequences, residual blocks and stem of a network fuse their convolutions with what follows.
 
-    In place; layers stay what they are and where they are. What somebody watches with a hook, has replaced, or wants
-    a graph of is computed as ever, and so are batch norms that are not folded and convolutions whose weights are not
-    packed (`camexp.models.pack`).
+    In place; layers stay what they are and where they are. What somebody watches with a hook or has replaced is
+    computed as ever, and so are batch norms that are not folded and convolutions whose weights are not packed, or are
+    differentiated (`camexp.models.pack`).
     """
     fusion = Fusion()
     if all(bool(parameter.isfinite().all()) for parameter in network.parameters()):

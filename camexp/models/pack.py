@@ -1,26 +1,34 @@
 """Convolutions that keep their weights in the order in which the CPU's library reads them."""
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from camexp.models import subpixel
 
 
 class PackedProduct:
-    """Computes a convolution; without a graph, from weights kept in order instead of reordered in every pass.
+    """Computes a convolution, and its gradient for the images, from weights kept in order.
 
     On a CPU oneDNN computes with weights in blocks whose order depends on the shape of the images; PyTorch brings them
-    into that order in every pass, which for a single image can take longer than the product itself. Here the order
-    for the last shape is kept, beside the weights themselves. Passes with a graph, in bfloat16, on another device, of
-    images that are not in channels-last order, or of what oneDNN does not take are left to PyTorch.
+    into that order in every pass, which for a single image can take longer than the product itself. Here the orders
+    for the last shape are kept, beside the weights themselves. Passes with a graph of the weights, in bfloat16, on
+    another device, of images that are not in channels-last order, or of what oneDNN does not take are left to PyTorch.
     """
-
-    packed: Tensor | None = None  # the weights in order
-    weight: Tensor | None = None  # those that it was made of
-    made_for: tuple[torch.Size, int] | None = None  # shape of the images, version of the weights
 
     def __init__(self, convolution: nn.Conv2d):
         self.convolution = convolution
+        self.forth, self.back = Kept(), Kept()
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        padding = self.convolution.padding
+        assert not isinstance(padding, str)
+        return padding
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         found = self.product(images, weight, bias)
@@ -41,43 +49,122 @@ class PackedProduct:
         ----------
         images: (N,C,H,W); weight, bias: as of `nn.Conv2d`.
         then: "relu" of the result, or "none".
-        plus: added before that, of the result's shape; over: the result is written into its memory.
+        plus: added before the ReLU, of the result's shape; over: the result may be written into its memory.
 
         Returns
         -------
         (N,K,h,w), or None where it is left to PyTorch.
         """
-        if not (_takes(images, weight, bias) and (plus is None or _takes(plus, weight, bias))):
+        given = [images] if plus is None else [images, plus]
+        if not all(_takes(one, weight, bias) for one in given):
             return None
-        c, made_for = self.convolution, (images.shape, weight._version)
-        shape = c.padding, c.stride, c.dilation, c.groups
         try:
-            if self.weight is not weight or self.made_for != made_for:
-                self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
-                self.weight, self.made_for = weight, made_for
-            given = self.packed, bias, *shape
-            if plus is None:
-                return torch.ops.mkldnn._convolution_pointwise(images, *given, then, [], "")
-            if over:
-                return torch.ops.mkldnn._convolution_pointwise_.binary(plus, images, *given, "add", 1.0, then, [], "")
-            return torch.ops.mkldnn._convolution_pointwise.binary(images, plus, *given, "add", 1.0, then, [], "")
+            if torch.is_grad_enabled() and any(one.requires_grad for one in given):
+                return _Recorded.apply(images, plus, weight, bias, self, then)
+            return self.compute(images, weight, bias, then, plus, over)
         except RuntimeError:
             return None  # PyTorch tells in its own words what may be wrong with the images
 
+    def compute(
+        self, images: Tensor, weight: Tensor, bias: Tensor | None, then: str, plus: Tensor | None, over: bool
+    ) -> Tensor:
+        """`product` of what is taken, without a graph."""
+        c, mkldnn = self.convolution, torch.ops.mkldnn
+        shape = self.padding, c.stride, c.dilation, c.groups
+        order = self.forth(
+            weight, images.shape, lambda: mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
+        )
+        given = order, bias, *shape
+        if plus is None:
+            return mkldnn._convolution_pointwise(images, *given, then, [], "")
+        if over:
+            return mkldnn._convolution_pointwise_.binary(plus, images, *given, "add", 1.0, then, [], "")
+        return mkldnn._convolution_pointwise.binary(images, plus, *given, "add", 1.0, then, [], "")
+
+    def gradient(self, upper: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient for images of a shape (N,C,H,W), from that of their product (N,K,h,w)."""
+        c, mkldnn = self.convolution, torch.ops.mkldnn
+        beyond = self._beyond_the_windows(shape)
+        if torch.is_grad_enabled():  # somebody wants a graph of the gradient
+            return F.conv_transpose2d(upper, weight, None, c.stride, self.padding, beyond, c.groups, c.dilation)
+        upper = upper.contiguous(memory_format=torch.channels_last)
+        if subpixel.takes(c):
+            cells = self.back(weight, shape, lambda: subpixel.cell_weight(weight, c.stride[0]))
+            return subpixel.image_gradient(upper, cells, c, shape)
+        given = self.padding, beyond, c.stride, c.dilation, c.groups
+        order = self.back(
+            weight, shape, lambda: mkldnn._reorder_convolution_transpose_weight(weight, *given, upper.shape)
+        )
+        return mkldnn._convolution_transpose_pointwise(upper, order, None, *given, "none", [], "")
+
+    def _beyond_the_windows(self, shape: torch.Size) -> list[int]:
+        """Rows and columns of images of a shape (N,C,H,W), padded, that the last window does not reach."""
+        c = self.convolution
+        kernels = [dilation * (size - 1) + 1 for dilation, size in zip(c.dilation, c.kernel_size, strict=True)]
+        padded = [size + 2 * padding for size, padding in zip(shape[2:], self.padding, strict=True)]
+        return [(side - kernel) % stride for side, kernel, stride in zip(padded, kernels, c.stride, strict=True)]
+
     def __getstate__(self) -> dict[str, Any]:
-        """Copies make an order of their own."""
+        """Copies make orders of their own."""
         return {"convolution": self.convolution}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class Kept:
+    """What was last made of weights for a shape."""
+
+    made: Tensor | None = None
+    weight: Tensor | None = None
+    made_for: tuple[torch.Size, int] | None = None  # shape, version of the weights
+
+    def __call__(self, weight: Tensor, shape: torch.Size, make: Callable[[], Tensor]) -> Tensor:
+        made_for = shape, weight._version
+        if self.made is None or self.weight is not weight or self.made_for != made_for:
+            self.made, self.weight, self.made_for = make(), weight, made_for
+        return self.made
+
+
+class _Recorded(torch.autograd.Function):
+    """`PackedProduct.product` with a graph of the images and of what is added."""
+
+    @staticmethod
+    def forward(  # type: ignore[no-untyped-def]
+        ctx,
+        images: Tensor,
+        plus: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        product: PackedProduct,
+        then: str,
+    ) -> Tensor:
+        found = product.compute(images, weight, bias, then, plus, over=False)
+        ctx.product, ctx.shape = product, images.shape
+        ctx.save_for_backward(weight, *([found] if then == "relu" else []))
+        return found
+
+    @staticmethod
+    def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        weight, *rectified = ctx.saved_tensors
+        for found in rectified:
+            upper = torch.ops.aten.threshold_backward(upper, found, 0)
+        of_images, of_plus, *_ = ctx.needs_input_grad
+        images = ctx.product.gradient(upper, weight, ctx.shape) if of_images else None
+        return images, upper if of_plus else None, None, None, None, None
 
 
 def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         type(images) is Tensor  # what only behaves like one expects the usual functions
+        and not torch._C._functorch.is_functorch_wrapped_tensor(images)  # within vmap and the like
+        and forward_ad.unpack_dual(images).tangent is None
         and images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
         and images.ndim == 4
         and images.numel() > 0
         and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (images, weight, bias)))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias)))
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()  # it does not count its changes
     )
@@ -115,10 +202,15 @@ def _works() -> bool:
     ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
     try:
         found = [packed.product(images, plain.weight, plain.bias, **{"then": "relu"} | way) for way in ways]
-    except (AttributeError, TypeError):
+        back = [_gradient(product, plain, images) for product in (packed, plain._conv_forward)]
+    except (AttributeError, TypeError, RuntimeError):
         return False
-    return all(map(_near, found, (expected, expected.relu(), *[(2 * expected).relu()] * 2)))
+    results = zip([*found, back[0]], (expected, expected.relu(), *[(2 * expected).relu()] * 2, back[1]), strict=True)
+    return all(one is not None and torch.allclose(one, other, atol=1e-5) for one, other in results)
 
 
-def _near(found: Tensor | None, expected: Tensor) -> bool:
-    return found is not None and torch.allclose(found, expected, atol=1e-5)
+def _gradient(product: Callable[..., Tensor], convolution: nn.Conv2d, images: Tensor) -> Tensor:
+    with torch.enable_grad():
+        images = images.clone().requires_grad_()
+        found = product(images, convolution.weight, convolution.bias)
+        return torch.autograd.grad(found.square().sum(), images)[0]

@@ -1,0 +1,47 @@
+"""The gradient of a network's first convolution for its images, as a convolution that makes several pixels at once.
+
+A processor computes 16 channels at once, also where the images have only three, and most of its work is for nothing.
+With stride s the s x s pixels of one cell are s^2 times as many channels, whose gradients are one plain convolution
+(Shi et al., CVPR 2016, arXiv 1609.05158): for y_o = sum_k W_k I_{s o + k - p} with padding p
+
+    dL/dI_{s q + r - p} = sum_j W_{r + s j} dL/dy_{q - j},   r in {0..s-1}^2,   W = 0 beyond its own size
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS = 16
+"""That a processor computes at once."""
+
+
+def takes(convolution: nn.Conv2d) -> bool:
+    """Whether all pixels of a cell are so few channels, and the convolution is one that `image_gradient` knows."""
+    c = convolution
+    same_both_ways = all(pair[0] == pair[1] for pair in (c.kernel_size, c.stride, c.padding))
+    if not same_both_ways or c.groups > 1 or c.dilation != (1, 1):
+        return False
+    kernel, stride, padding = c.kernel_size[0], c.stride[0], c.padding[0]
+    whole, beyond = divmod(int(padding), stride)
+    cells = -(-kernel // stride)
+    reached = cells > whole and cells * stride + beyond >= kernel + stride - 1  # the last pixels of any image
+    return stride > 1 and c.in_channels * stride**2 <= CHANNELS and reached
+
+
+def cell_weight(weight: Tensor, stride: int) -> Tensor:
+    """The weight (C s^2, K, J, J) of the plain convolution, J = ceil(H / s), from that of the strided one (K,C,H,H)."""
+    s, size = stride, weight.shape[2]
+    cells = -(-size // s)
+    whole = F.pad(weight, (0, cells * s - size) * 2)
+    whole = whole.unflatten(3, (cells, s)).unflatten(2, (cells, s)).flip(2, 4)  # (K, C, J, s, J, s)
+    return whole.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+def image_gradient(upper: Tensor, weight: Tensor, convolution: nn.Conv2d, shape: torch.Size) -> Tensor:
+    """The gradient for images of a shape (N,C,H,W), from that of their product (N,K,h,w) and `cell_weight`."""
+    stride, (height, width) = convolution.stride[0], shape[2:]
+    whole, beyond = divmod(int(convolution.padding[0]), stride)  # cells and pixels of the padding
+    cells = F.conv2d(upper, weight, padding=weight.shape[2] - 1 - whole)
+    pixels = F.pixel_shuffle(cells, stride)[:, :, beyond : beyond + height, beyond : beyond + width]
+    missing = height - pixels.shape[2], width - pixels.shape[3]  # no window covers them
+    return F.pad(pixels, (0, missing[1], 0, missing[0])) if any(missing) else pixels
