@@ -57,7 +57,7 @@ def perturb(pyramid: Tensor, masks: Tensor) -> Tensor:
     position = masks * (levels - 1)
     lower = position.detach().floor().clamp(0, levels - 2)  # a mask of 1 ends the last interval
     index = lower.long()[:, None, None]  # (R, 1, 1, H, W)
-    below, above = (pyramid.take_along_dim(i, 1)[:, 0] for i in (index, index + 1))
+    below, above = (pyramid.gather(1, i.expand(-1, -1, *pyramid.shape[2:]))[:, 0] for i in (index, index + 1))
     return below.lerp(above, (position - lower)[:, None])
 
 
