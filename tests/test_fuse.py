@@ -9,8 +9,17 @@ import torch
 import torchvision
 from conftest import Operations
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from camexp.methods.base import Method
+from camexp.methods.deeplift import DeepLIFT
+from camexp.methods.extremal_perturbation import ExtremalPerturbation
+from camexp.methods.fullgrad import FullGrad
+from camexp.methods.gradient import Gradient
+from camexp.methods.guided_backprop import GuidedBackprop
+from camexp.methods.guided_gradcam import GuidedGradCAM
+from camexp.methods.sise import SISE
 from camexp.models import pack
 from camexp.models.build import narrow
 from camexp.models.classifier import Classifier
@@ -18,6 +27,7 @@ from camexp.models.fold import fold_batch_norms
 from camexp.models.fuse import Fused, fuse_activations
 from camexp.models.pack import pack_convolutions
 from camexp.models.tail import tail_behind
+from camexp.pairs import Pairs
 
 pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
 
@@ -153,14 +163,57 @@ def _negated(network: nn.Module, path: str) -> Tensor:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_the_same(name: str) -> None:
     network = plain_network(name)
-    gradients = []
+    found: list[list[Tensor]] = []
     for each in (network, fused(network)):
         batch = images().requires_grad_()
-        each(batch)[:, 0].sum().backward()
-        gradients.append(batch.grad)
-    assert gradients[0] is not None
-    assert gradients[1] is not None
-    same(gradients[1], gradients[0])
+        with Operations() as done:
+            total = each(batch)[:, 0].sum()
+        (first,) = torch.autograd.grad(total, batch, create_graph=True)
+        (again,) = torch.autograd.grad(total, batch, retain_graph=True)
+        assert torch.allclose(first, again, atol=1e-5 * float(again.abs().max()))
+        found.append([first, torch.autograd.grad(first.pow(2).sum(), batch)[0]])
+    linear = sum(isinstance(m, nn.Linear) for m in network.modules()) - 1  # whose ReLUs are done apart
+    assert done.count("aten.relu") == linear
+    for one, other in zip(*found, strict=True):
+        same(other, one)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_layer_can_be_watched_with_a_graph(name: str) -> None:
+    """Outputs, and gradients that are changed on their way back."""
+    network = plain_network(name)
+    other = fused(network)
+    for path, _ in network.named_modules():
+        found = []
+        for each in (network, other):
+            seen: list[Tensor] = []
+
+            def look(module: nn.Module, args: object, output: Tensor, seen: list[Tensor] = seen) -> None:
+                seen.append(output.detach().clone())
+                output.register_hook(lambda gradient: 2 * gradient)
+
+            handle = each.get_submodule(path).register_forward_hook(look)
+            batch = images().requires_grad_()
+            each(batch)[:, 0].sum().backward()
+            handle.remove()
+            assert batch.grad is not None
+            found.append([*seen, batch.grad])
+        for one, two in zip(*found, strict=True):
+            same(two, one)
+
+
+def test_everybody_who_watches_all_modules_sees_them() -> None:
+    network = plain_network("resnet18")
+    others = [Classifier(copy.deepcopy(network), {"cam": "layer4"}, packed_weights=packed) for packed in (True, False)]
+    seen: list[str] = []
+    handle = register_module_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    try:
+        for classifier in others:
+            classifier.logits(images())
+    finally:
+        handle.remove()
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    assert seen.count("ReLU") == 2 * 17
 
 
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet50"])
@@ -380,6 +433,41 @@ def test_what_is_not_a_number_shows_in_the_logits(name: str, value: float) -> No
     assert logits.isfinite().all(1).tolist() == [True, False, True]
     same(logits[[0, 2]], classifier.logits(images(3))[[0, 2]])
     assert classifier.logits(images(3)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_not_a_number_shows_in_gradients(name: str) -> None:
+    classifier = Classifier(plain_network(name), {"cam": "features.0" if "vgg" in name else "layer4"})
+    batch, pairs = images(3), Pairs(torch.arange(3), torch.zeros(3, dtype=torch.long), ("a", "b", "c"))
+    expected = classifier.input_gradients(batch, pairs)
+    batch[1, 0, 20, 20] = float("nan")
+    _, logits = classifier.capture(batch, [classifier.cam_layer])
+    assert logits.isfinite().all(1).tolist() == [True, False, True]
+    same(classifier.input_gradients(batch, pairs)[[0, 2]], expected[[0, 2]])
+
+
+METHODS = {
+    "gradient": Gradient(),
+    "guided_backprop": GuidedBackprop(),
+    "guided_gradcam": GuidedGradCAM(),
+    "fullgrad": FullGrad(),
+    "deeplift": DeepLIFT(),
+    "extremal_perturbation": ExtremalPerturbation(areas=(0.1, 0.3), iterations=3, step=16, sigma=16.0),
+    "sise": SISE(),
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnet18"])
+def test_maps_of_methods_that_go_back_are_the_same(name: str, method: Method) -> None:
+    sise = ("features.2", "features.13") if "vgg" in name else ("relu", "layer2")
+    layers = {"cam": "features.25" if "vgg" in name else "layer4", "sise": sise}
+    network = plain_network(name)
+    pairs = Pairs(torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1]), ("a", "b"))
+    plain = Classifier(copy.deepcopy(network), layers, packed_weights=False)
+    expected = method(plain, images(), pairs)
+    assert expected.std() > 0
+    same(method(Classifier(network, layers), images(), pairs), expected)
 
 
 def test_weights_that_are_not_numbers_show_in_the_logits() -> None:

@@ -188,6 +188,14 @@ def test_perturb_interpolates_between_neighbouring_levels():
     assert torch.allclose(perturb(pyramid, masks)[0, 1, 0], torch.tensor([10.0, 15.0, 20.0, 30.0, 40.0]))
 
 
+def test_perturb_of_what_is_not_a_number_is_none_either():
+    """Of that row alone: one failed pair must not stop the others."""
+    pyramid, masks = torch.rand(2, 5, 3, 1, 4), torch.rand(2, 1, 4)
+    masks[0, 0, 1] = torch.nan
+    found = perturb(pyramid, masks)
+    assert found.isnan().nonzero().tolist() == [[0, channel, 0, 1] for channel in range(3)]
+
+
 def test_perturb_has_a_gradient_at_both_ends():
     pyramid = torch.tensor([10.0, 20.0, 40.0]).view(1, 3, 1, 1, 1).expand(1, 3, 3, 1, 2)
     masks = torch.tensor([[[0.0, 1.0]]], requires_grad=True)

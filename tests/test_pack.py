@@ -21,6 +21,8 @@ SHAPES = {
     "strided": {"kernel_size": 3, "stride": 2, "padding": 1},
     "dilated": {"kernel_size": 3, "dilation": (2, 1)},
     "grouped": {"kernel_size": 3, "groups": 4},
+    "depthwise": {"out_channels": 8, "kernel_size": 3, "groups": 8},
+    "two per depth": {"out_channels": 16, "kernel_size": 3, "groups": 8, "stride": 2},
     "pointwise": {"kernel_size": 1, "bias": False},
 }
 
@@ -37,10 +39,10 @@ class Packed(Operations):
         return self.count("_convolution_pointwise")
 
 
-def pair(**shape) -> tuple[nn.Conv2d, nn.Conv2d]:  # type: ignore[no-untyped-def]
+def pair(in_channels: int = 8, out_channels: int = 12, **shape) -> tuple[nn.Conv2d, nn.Conv2d]:  # type: ignore[no-untyped-def]
     """A convolution, and a copy that keeps its weights in order."""
     torch.manual_seed(0)
-    plain = nn.Conv2d(8, 12, **shape).requires_grad_(False)
+    plain = nn.Conv2d(in_channels, out_channels, **shape).requires_grad_(False)
     packed = copy.deepcopy(plain)
     assert pack_convolutions(packed) == 1
     return plain, packed
@@ -85,29 +87,32 @@ def test_order_is_made_once_for_a_shape_and_again_for_other_weights() -> None:
 def test_gradients_are_the_same(shape: dict[str, int], size: tuple[int, ...]) -> None:
     plain, packed = (each.to(memory_format=torch.channels_last) for each in pair(**shape))
     gradients = []
-    for each in (plain, packed, packed):
+    back = "groups" not in shape  # those are left to PyTorch
+    for each, orders in ((plain, 0), (packed, 1), (packed, 0)):
         batch = images(*size).requires_grad_()
         with Packed() as counted:
             each(batch).square().sum().backward()
         assert counted.used == (each is packed)
-        assert counted.count("_convolution_transpose_pointwise") == (each is packed)
+        assert counted.count("_convolution_transpose_pointwise") == (each is packed and back)
+        assert counted.made == orders
+        assert counted.count("_reorder_convolution_transpose_weight") == orders * back
         gradients.append(batch.grad)
-    assert counted.made == 0
     for found in gradients[1:]:
         torch.testing.assert_close(found, gradients[0], rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_of_images_with_few_channels_are_the_same() -> None:
     """As of the first convolution of a ResNet."""
-    torch.manual_seed(0)
-    plain = nn.Conv2d(3, 8, 7, stride=2, padding=3).requires_grad_(False)
-    packed = copy.deepcopy(plain)
-    pack_convolutions(packed)
+    plain, packed = pair(3, 8, kernel_size=7, stride=2, padding=3)
     for size in ((2, 3, 20, 21), (1, 3, 9, 8), (2, 3, 20, 21)):
         batches = [images(*size).requires_grad_() for _ in range(2)]
         for each, batch in zip((plain, packed), batches, strict=True):
-            each(batch).square().sum().backward()
-        torch.testing.assert_close(batches[1].grad, batches[0].grad, rtol=1e-5, atol=1e-5)
+            each.weight.mul_(2)
+            with Packed() as counted:
+                each(batch).square().sum().backward()
+        assert counted.count("pixel_shuffle") == 1
+        scale = float(batches[0].grad.abs().max())  # type: ignore[union-attr]
+        torch.testing.assert_close(batches[1].grad, batches[0].grad, rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True)], ids=str)
@@ -134,12 +139,33 @@ def test_gradients_of_what_is_added(needed: tuple[bool, bool]) -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
+def test_a_graph_can_be_gone_back_through_again() -> None:
+    plain, packed = pair(kernel_size=3)
+    batches = [images(1, 8, 6, 6).requires_grad_() for _ in range(2)]
+    outputs = [each(batch) for each, batch in zip((plain, packed), batches, strict=True)]
+    for channel in (0, 5):
+        found = [
+            torch.autograd.grad(output[:, channel].sum(), batch, retain_graph=True)[0]
+            for output, batch in zip(outputs, batches, strict=True)
+        ]
+        torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_orders_of_inference_mode_serve_graphs_too() -> None:
+    plain, packed = pair(kernel_size=3)
+    gradients = []
+    for each in (plain, packed):
+        with torch.inference_mode():
+            each(images(1, 8, 6, 6))
+        batch = images(1, 8, 6, 6).requires_grad_()
+        each(batch).square().sum().backward()
+        gradients.append(batch.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("channels", [8, 3])
 def test_second_derivatives_are_the_same(channels: int) -> None:
-    torch.manual_seed(0)
-    plain = nn.Conv2d(channels, 12, 3, stride=2, padding=1).requires_grad_(False)
-    packed = copy.deepcopy(plain)
-    pack_convolutions(packed)
+    plain, packed = pair(channels, kernel_size=3, stride=2, padding=1)
     found = []
     for each in (plain, packed):
         batch = images(2, channels, 9, 8).requires_grad_()
@@ -162,6 +188,29 @@ def test_weights_that_were_changed_since_are_noticed() -> None:
     batch.grad = None
     packed(batch).sum().backward()
     torch.testing.assert_close(batch.grad, 2 * before)
+
+
+def test_weights_in_other_memory_are_noticed() -> None:
+    """As after a conversion to another type and back, which leaves the parameter and its count of changes."""
+    plain, packed = pair(kernel_size=3)
+    batch = images(1, 8, 6, 6)
+    packed(batch)
+    for each in (plain, packed):
+        each.bfloat16().float()
+    assert torch.equal(plain.weight, packed.weight)
+    torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_another_geometry_is_noticed() -> None:
+    plain, packed = pair(3, kernel_size=5, stride=2, padding=2)
+    for stride, padding in ((2, 2), (1, 2), (2, 1)):
+        gradients = []
+        for each in (plain, packed):
+            each.stride, each.padding = (stride, stride), (padding, padding)
+            batch = images(1, 3, 9, 9).requires_grad_()
+            each(batch).square().sum().backward()
+            gradients.append(batch.grad)
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
 
 def test_graphs_of_weights_are_recorded_as_ever() -> None:
@@ -192,6 +241,36 @@ def test_other_ways_to_differentiate_are_as_ever() -> None:
     torch.testing.assert_close(torch.vmap(packed)(batch[None]), plain(batch)[None])
 
 
+def test_directions_of_weights_are_as_ever() -> None:
+    plain, packed = pair(kernel_size=3)
+    batch, found = images(1, 8, 6, 6), []
+    for each in (plain, packed):
+        each(batch)
+        with forward_ad.dual_level():
+            weights = {name: forward_ad.make_dual(value, value) for name, value in each.named_parameters()}
+            output = torch.func.functional_call(each, weights, batch)
+            found.append(forward_ad.unpack_dual(output).tangent)
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("shape", [{"kernel_size": 3}, {"in_channels": 3, "kernel_size": 7, "stride": 2}], ids=str)
+def test_gradients_of_other_kinds_are_as_ever(shape: dict[str, int]) -> None:
+    """Many at once, along a direction, and within another precision."""
+    found: list[list[Tensor]] = []
+    for each in pair(**shape):
+        batch = images(1, shape.get("in_channels", 8), 12, 12).requires_grad_()
+        output = each(batch)
+        many = torch.stack([torch.ones_like(output), torch.arange(output.numel()).view_as(output) / output.numel()])
+        (together,) = torch.autograd.grad(output, batch, many, is_grads_batched=True, retain_graph=True)
+        with forward_ad.dual_level():
+            (dual,) = torch.autograd.grad(output, batch, forward_ad.make_dual(many[0], many[1]), retain_graph=True)
+            tangent = forward_ad.unpack_dual(dual).tangent
+        with torch.autocast("cpu", torch.bfloat16):
+            (rounded,) = torch.autograd.grad(output, batch, many[1])
+        found.append([together, tangent, rounded])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
 def test_what_cannot_be_packed_is_computed_as_ever() -> None:
     plain, packed = pair(kernel_size=3)
     with Packed() as counted:
@@ -217,9 +296,9 @@ def test_copies_make_an_order_of_their_own() -> None:
     _, packed = pair(kernel_size=3)
     expected = packed(images(1, 8, 6, 6))
     for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert other._conv_forward.forth.made is None
+        assert other._conv_forward.forth.last is None
         assert torch.equal(other(images(1, 8, 6, 6)), expected)
-        assert other._conv_forward.forth.made is not packed._conv_forward.forth.made
+        assert other._conv_forward.forth.last[2] is not packed._conv_forward.forth.last[2]
         other.weight.zero_()
         other.bias.zero_()
         assert not other(images(1, 8, 6, 6)).any()
@@ -269,6 +348,12 @@ def test_operations_that_do_something_else_are_not_trusted(monkeypatch: pytest.M
             return found + 1 if found is not None and asked.get(kind) not in (None, "relu") else found
 
         monkeypatch.setattr(PackedProduct, "product", wrong)
+        assert pack_convolutions(tiny_network()) == 0
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PackedProduct, "product", product)
+        gradient = PackedProduct.gradient
+        patched.setattr(PackedProduct, "gradient", lambda *given: gradient(*given) + 1)
         assert pack_convolutions(tiny_network()) == 0
 
     def missing(*given: object) -> Tensor:

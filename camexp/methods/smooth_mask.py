@@ -55,8 +55,8 @@ def perturb(pyramid: Tensor, masks: Tensor) -> Tensor:
     """
     levels = pyramid.shape[1]
     position = masks * (levels - 1)
-    lower = position.detach().floor().clamp(0, levels - 2)  # a mask of 1 ends the last interval
-    index = lower.long()[:, None, None]  # (R, 1, 1, H, W)
+    lower = position.detach().long().clamp(0, levels - 2)  # a mask of 1 ends the last interval
+    index = lower[:, None, None]  # (R, 1, 1, H, W)
     below, above = (pyramid.gather(1, i.expand(-1, -1, *pyramid.shape[2:]))[:, 0] for i in (index, index + 1))
     return below.lerp(above, (position - lower)[:, None])
 

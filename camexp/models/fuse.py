@@ -1,7 +1,8 @@
 """Convolutions that add and rectify while they write their result, instead of in further passes over memory.
 
 A fused ReLU makes 0 of what is not a number, where PyTorch's lets it through to the logits, by which a failure is
-known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`).
+known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`); what
+is finite and only overflows within the network is not known beforehand.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -37,8 +39,8 @@ class Fusion:
     on = True
 
     def watch(self, images: Tensor) -> None:
-        """On if all values of the images are numbers, else off; called before every pass."""
-        self.on = bool(images.detach().sum().isfinite())
+        """On if all values of the images are numbers and nobody watches all modules; called before every pass."""
+        self.on = bool(images.detach().sum().isfinite()) and not _has_any_global_hook()
 
 
 def in_turn(modules: Iterable[nn.Module], images: Tensor) -> Tensor:

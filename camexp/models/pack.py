@@ -6,7 +6,6 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn import functional as F
 
 from camexp.models import subpixel
 
@@ -23,12 +22,6 @@ class PackedProduct:
     def __init__(self, convolution: nn.Conv2d):
         self.convolution = convolution
         self.forth, self.back = Kept(), Kept()
-
-    @property
-    def padding(self) -> tuple[int, ...]:
-        padding = self.convolution.padding
-        assert not isinstance(padding, str)
-        return padding
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         found = self.product(images, weight, bias)
@@ -55,11 +48,11 @@ class PackedProduct:
         -------
         (N,K,h,w), or None where it is left to PyTorch.
         """
-        given = [images] if plus is None else [images, plus]
-        if not all(_takes(one, weight, bias) for one in given):
+        read = [images] if plus is None else [images, plus]
+        if not all(_takes(tensor, weight, bias) for tensor in read):
             return None
         try:
-            if torch.is_grad_enabled() and any(one.requires_grad for one in given):
+            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read):
                 return _Recorded.apply(images, plus, weight, bias, self, then)
             return self.compute(images, weight, bias, then, plus, over)
         except RuntimeError:
@@ -69,40 +62,48 @@ class PackedProduct:
         self, images: Tensor, weight: Tensor, bias: Tensor | None, then: str, plus: Tensor | None, over: bool
     ) -> Tensor:
         """`product` of what is taken, without a graph."""
-        c, mkldnn = self.convolution, torch.ops.mkldnn
-        shape = self.padding, c.stride, c.dilation, c.groups
+        mkldnn, geometry, size = torch.ops.mkldnn, self.geometry, images.shape
         order = self.forth(
-            weight, images.shape, lambda: mkldnn._reorder_convolution_weight(weight, *shape, images.shape)
+            weight, (size, *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
         )
-        given = order, bias, *shape
         if plus is None:
-            return mkldnn._convolution_pointwise(images, *given, then, [], "")
+            return mkldnn._convolution_pointwise(images, order, bias, *geometry, then, [], "")
+        added = order, bias, *geometry, "add", 1.0, then, [], ""
         if over:
-            return mkldnn._convolution_pointwise_.binary(plus, images, *given, "add", 1.0, then, [], "")
-        return mkldnn._convolution_pointwise.binary(images, plus, *given, "add", 1.0, then, [], "")
+            return mkldnn._convolution_pointwise_.binary(plus, images, *added)
+        return mkldnn._convolution_pointwise.binary(images, plus, *added)
 
-    def gradient(self, upper: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient for images of a shape (N,C,H,W), from that of their product (N,K,h,w)."""
-        c, mkldnn = self.convolution, torch.ops.mkldnn
-        beyond = self._beyond_the_windows(shape)
-        if torch.is_grad_enabled():  # somebody wants a graph of the gradient
-            return F.conv_transpose2d(upper, weight, None, c.stride, self.padding, beyond, c.groups, c.dilation)
+    def gradient(self, upper: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+        """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y."""
+        mkldnn, (padding, stride, dilation, groups) = torch.ops.mkldnn, self.geometry
+        wanted_further = torch.is_grad_enabled() or not _plain(upper)
+        if wanted_further or groups > 1 or torch.is_autocast_enabled("cpu"):
+            images = upper.new_empty(()).expand(size)  # of which nothing but the size is read
+            settings = None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
+            return torch.ops.aten.convolution_backward(upper, images, weight, *settings)[0]
         upper = upper.contiguous(memory_format=torch.channels_last)
-        if subpixel.takes(c):
-            cells = self.back(weight, shape, lambda: subpixel.cell_weight(weight, c.stride[0]))
-            return subpixel.image_gradient(upper, cells, c, shape)
-        given = self.padding, beyond, c.stride, c.dilation, c.groups
+        if subpixel.takes(self.convolution):
+            cells = self.back(weight, self.geometry, lambda: subpixel.cell_weight(weight, stride[0]))
+            return subpixel.image_gradient(upper, cells, self.convolution, size)
+        geometry = padding, self._beyond_the_windows(size), stride, dilation, groups
         order = self.back(
-            weight, shape, lambda: mkldnn._reorder_convolution_transpose_weight(weight, *given, upper.shape)
+            weight,
+            (size, *self.geometry),
+            lambda: mkldnn._reorder_convolution_transpose_weight(weight, *geometry, upper.shape),
         )
-        return mkldnn._convolution_transpose_pointwise(upper, order, None, *given, "none", [], "")
+        return mkldnn._convolution_transpose_pointwise(upper, order, None, *geometry, "none", [], "")
 
-    def _beyond_the_windows(self, shape: torch.Size) -> list[int]:
-        """Rows and columns of images of a shape (N,C,H,W), padded, that the last window does not reach."""
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """Padding, stride, dilation and number of groups."""
         c = self.convolution
-        kernels = [dilation * (size - 1) + 1 for dilation, size in zip(c.dilation, c.kernel_size, strict=True)]
-        padded = [size + 2 * padding for size, padding in zip(shape[2:], self.padding, strict=True)]
-        return [(side - kernel) % stride for side, kernel, stride in zip(padded, kernels, c.stride, strict=True)]
+        return c.padding, c.stride, c.dilation, c.groups
+
+    def _beyond_the_windows(self, size: torch.Size) -> list[int]:
+        """Rows and columns of images of a size (N,C,H,W), padded, that the last window does not reach."""
+        paddings, strides, dilations, _ = self.geometry
+        sides = zip(size[2:], self.convolution.kernel_size, paddings, strides, dilations, strict=True)
+        return [(side + 2 * padding - dilation * (k - 1) - 1) % stride for side, k, padding, stride, dilation in sides]
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make orders of their own."""
@@ -113,17 +114,15 @@ class PackedProduct:
 
 
 class Kept:
-    """What was last made of weights for a shape."""
+    """What was last made of weights, and for what. Writes through `weight.data` are not seen."""
 
-    made: Tensor | None = None
-    weight: Tensor | None = None
-    made_for: tuple[torch.Size, int] | None = None  # shape, version of the weights
+    last: tuple[Tensor, tuple[Any, ...], Tensor] | None = None  # weights, their version and what for, what was made
 
-    def __call__(self, weight: Tensor, shape: torch.Size, make: Callable[[], Tensor]) -> Tensor:
-        made_for = shape, weight._version
-        if self.made is None or self.weight is not weight or self.made_for != made_for:
-            self.made, self.weight, self.made_for = make(), weight, made_for
-        return self.made
+    def __call__(self, weight: Tensor, use: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
+        last, use = self.last, (weight._version, *use)
+        if last is None or last[1] != use or not last[0].is_set_to(weight):
+            self.last = last = weight.detach(), use, make()
+        return last[2]
 
 
 class _Recorded(torch.autograd.Function):
@@ -140,34 +139,41 @@ class _Recorded(torch.autograd.Function):
         then: str,
     ) -> Tensor:
         found = product.compute(images, weight, bias, then, plus, over=False)
-        ctx.product, ctx.shape = product, images.shape
-        ctx.save_for_backward(weight, *([found] if then == "relu" else []))
+        ctx.product, ctx.size = product, images.shape
+        ctx.save_for_backward(weight, found if then == "relu" else None)
         return found
 
     @staticmethod
     def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
-        weight, *rectified = ctx.saved_tensors
-        for found in rectified:
-            upper = torch.ops.aten.threshold_backward(upper, found, 0)
+        weight, rectified = ctx.saved_tensors
+        if rectified is not None:
+            upper = torch.ops.aten.threshold_backward(upper, rectified, 0)
         of_images, of_plus, *_ = ctx.needs_input_grad
-        images = ctx.product.gradient(upper, weight, ctx.shape) if of_images else None
+        images = ctx.product.gradient(upper, weight, ctx.size) if of_images else None
         return images, upper if of_plus else None, None, None, None, None
 
 
 def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    parameters = [weight] if bias is None else [weight, bias]
     return (
         type(images) is Tensor  # what only behaves like one expects the usual functions
-        and not torch._C._functorch.is_functorch_wrapped_tensor(images)  # within vmap and the like
-        and forward_ad.unpack_dual(images).tangent is None
+        and all(map(_plain, (images, *parameters)))
         and images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
         and images.ndim == 4
         and images.numel() > 0
         and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, bias)))
+        and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters))
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()  # it does not count its changes
     )
+
+
+def _plain(tensor: Tensor) -> bool:
+    """Whether it stands for itself, and not for many or for a direction, as within `torch.func`'s transforms."""
+    transforms = torch._C._functorch
+    stands_for_others = transforms.is_functorch_wrapped_tensor(tensor) or transforms.is_legacy_batchedtensor(tensor)
+    return not stands_for_others and forward_ad.unpack_dual(tensor).tangent is None
 
 
 def pack_convolutions(network: nn.Module) -> int:
@@ -200,17 +206,23 @@ def _works() -> bool:
     images = torch.linspace(-1, 1, 32).view(1, 2, 4, 4).contiguous(memory_format=torch.channels_last)
     expected, packed = plain(images), PackedProduct(plain)
     ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
+    usual = [expected, expected.relu(), *[(2 * expected).relu()] * 2]
+    usual.append(_back(lambda x: (plain(x) + expected).relu(), images))
     try:
         found = [packed.product(images, plain.weight, plain.bias, **{"then": "relu"} | way) for way in ways]
-        back = [_gradient(product, plain, images) for product in (packed, plain._conv_forward)]
+        found.append(_back(lambda x: packed.product(x, plain.weight, plain.bias, "relu", expected), images))
     except (AttributeError, TypeError, RuntimeError):
         return False
-    results = zip([*found, back[0]], (expected, expected.relu(), *[(2 * expected).relu()] * 2, back[1]), strict=True)
-    return all(one is not None and torch.allclose(one, other, atol=1e-5) for one, other in results)
+    return all(
+        one is not None and torch.allclose(one, other, atol=1e-5) for one, other in zip(found, usual, strict=True)
+    )
 
 
-def _gradient(product: Callable[..., Tensor], convolution: nn.Conv2d, images: Tensor) -> Tensor:
+def _back(function: Callable[[Tensor], Tensor | None], images: Tensor) -> Tensor:
+    """The gradient of half the squares' sum for the images."""
     with torch.enable_grad():
         images = images.clone().requires_grad_()
-        found = product(images, convolution.weight, convolution.bias)
-        return torch.autograd.grad(found.square().sum(), images)[0]
+        found = function(images)
+        if found is None:
+            raise TypeError("left to PyTorch")
+        return torch.autograd.grad(found.square().sum() / 2, images)[0]

@@ -1,10 +1,12 @@
-"""The gradient of a network's first convolution for its images, as a convolution that makes several pixels at once.
+"""The gradient of a convolution for images with few channels, as a convolution that makes several pixels at once.
 
 A processor computes 16 channels at once, also where the images have only three, and most of its work is for nothing.
 With stride s the s x s pixels of one cell are s^2 times as many channels, whose gradients are one plain convolution
-(Shi et al., CVPR 2016, arXiv 1609.05158): for y_o = sum_k W_k I_{s o + k - p} with padding p
+(the equivalence of Shi et al., arXiv 1609.07009): for y_o = sum_k W_k I_{s o + k - p} with padding p
 
     dL/dI_{s q + r - p} = sum_j W_{r + s j} dL/dy_{q - j},   r in {0..s-1}^2,   W = 0 beyond its own size
+
+Where dL/dy is not a number, so is more of dL/dI than in the strided convolution's gradient.
 """
 
 import torch
@@ -29,7 +31,7 @@ def takes(convolution: nn.Conv2d) -> bool:
 
 
 def cell_weight(weight: Tensor, stride: int) -> Tensor:
-    """The weight (C s^2, K, J, J) of the plain convolution, J = ceil(H / s), from that of the strided one (K,C,H,H)."""
+    """The weight (C s^2, K, J, J) of the plain convolution, J = ceil(k / s), from that of the strided one (K,C,k,k)."""
     s, size = stride, weight.shape[2]
     cells = -(-size // s)
     whole = F.pad(weight, (0, cells * s - size) * 2)
@@ -37,11 +39,9 @@ def cell_weight(weight: Tensor, stride: int) -> Tensor:
     return whole.permute(1, 3, 5, 0, 2, 4).flatten(0, 2).contiguous(memory_format=torch.channels_last)
 
 
-def image_gradient(upper: Tensor, weight: Tensor, convolution: nn.Conv2d, shape: torch.Size) -> Tensor:
-    """The gradient for images of a shape (N,C,H,W), from that of their product (N,K,h,w) and `cell_weight`."""
-    stride, (height, width) = convolution.stride[0], shape[2:]
+def image_gradient(upper: Tensor, cells: Tensor, convolution: nn.Conv2d, size: torch.Size) -> Tensor:
+    """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y and from `cell_weight`."""
+    stride, (height, width) = convolution.stride[0], size[2:]
     whole, beyond = divmod(int(convolution.padding[0]), stride)  # cells and pixels of the padding
-    cells = F.conv2d(upper, weight, padding=weight.shape[2] - 1 - whole)
-    pixels = F.pixel_shuffle(cells, stride)[:, :, beyond : beyond + height, beyond : beyond + width]
-    missing = height - pixels.shape[2], width - pixels.shape[3]  # no window covers them
-    return F.pad(pixels, (0, missing[1], 0, missing[0])) if any(missing) else pixels
+    deep = F.conv2d(upper, cells, padding=cells.shape[2] - 1 - whole)  # (N, C s^2, ...)
+    return F.pixel_shuffle(deep, stride)[:, :, beyond : beyond + height, beyond : beyond + width]
