@@ -157,7 +157,7 @@ def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     parameters = [weight] if bias is None else [weight, bias]
     return (
         type(images) is Tensor  # what only behaves like one expects the usual functions
-        and all(map(_plain, (images, *parameters)))
+        and _plain(images)
         and images.device.type == "cpu"
         and images.dtype == weight.dtype == torch.float32
         and images.ndim == 4
@@ -170,10 +170,10 @@ def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _plain(tensor: Tensor) -> bool:
-    """Whether it stands for itself, and not for many or for a direction, as within `torch.func`'s transforms."""
+    """Whether it stands for itself, and not for many or with a direction: not within `torch.func`'s transforms."""
     transforms = torch._C._functorch
-    stands_for_others = transforms.is_functorch_wrapped_tensor(tensor) or transforms.is_legacy_batchedtensor(tensor)
-    return not stands_for_others and forward_ad.unpack_dual(tensor).tangent is None
+    transformed = transforms.peek_interpreter_stack() is not None or transforms.is_legacy_batchedtensor(tensor)
+    return not transformed and forward_ad._current_level < 0
 
 
 def pack_convolutions(network: nn.Module) -> int:
