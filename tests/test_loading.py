@@ -79,7 +79,8 @@ def test_workers_that_are_no_count_are_refused(workers):
 
 
 LOOP = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests themselves run in the background
 from camexp.datasets.voc import VOC
 from camexp.loading import load_batches
 from camexp.models.preprocess import Preprocess
@@ -106,7 +107,11 @@ def test_interrupt_of_the_whole_group_is_quiet(root):
     assert process.stdout is not None
     assert process.stdout.readline() == "started\n"
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     assert (out, err, process.returncode) == ("interrupted\n", "", 0)
     for _ in range(100):
         try:

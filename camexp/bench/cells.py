@@ -97,13 +97,14 @@ def compete(
     seconds: float,
     rounds: int,
     say: Callable[[str], None],
-    between: Callable[[], object],
+    beat: Callable[[], object],
 ) -> dict[str, list[Trial]]:
     """Trials of each contender, one of each per round, after a rehearsal.
 
     There are at most `rounds` rounds, fewer when the seconds, which begin after the rehearsal, are over, and always
-    one; `between` is called before each round and after the last. Libraries that are far behind the fastest one take
-    part in the first round alone. One that fails is left out, and why is said; an error of camexp is raised.
+    one; `beat` is called right before and right after each trial of the first contender, camexp. Libraries that are far
+    behind the fastest one take part in the first round alone. One that fails is left out, and why is said; an error of
+    camexp is raised.
     """
     running, trials = list(contenders), {contender.name: list[Trial]() for contender in contenders}
     limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(trials, 0.0)
@@ -114,6 +115,10 @@ def compete(
             try:
                 if number < 0:
                     rehearse(contender, device)
+                elif contender is contenders[0]:
+                    beat()
+                    trials[contender.name].append(timed(contender, device, limit))
+                    beat()
                 else:
                     trials[contender.name].append(timed(contender, device, limit))
                 took[contender.name] = time.monotonic() - began
@@ -123,7 +128,6 @@ def compete(
                 running.remove(contender)
                 trials.pop(contender.name)
                 say(f"{contender.name} left out: {type(error).__name__}: {error}")
-        between()
         if number < 0:
             started = time.monotonic()
             continue
@@ -140,12 +144,14 @@ def _near_the_fastest(peers: Sequence[Contender], trials: Mapping[str, Sequence[
     return [peer for peer in peers if first[peer.name] <= FAR * min(first.values())]
 
 
-def cell_row(cell: Cell, trials: dict[str, list[Trial]], floor: float, forward: float) -> Row:
+def cell_row(cell: Cell, trials: dict[str, list[Trial]], floors: Sequence[float], forward: float) -> Row:
     """A line of the CSV.
 
     Parameters
     ----------
-    trials: camexp's first. floor: seconds of the whole call; forward: seconds per image of the best plain forward.
+    trials: camexp's first.
+    floors: seconds of the whole call, of the machine as it was in each of camexp's trials.
+    forward: seconds per image of the best plain forward.
     """
     pairs = cell.images * cell.classes
     ours, *theirs = ((name, [t.seconds / pairs for t in found], found) for name, found in trials.items())
@@ -156,8 +162,8 @@ def cell_row(cell: Cell, trials: dict[str, list[Trial]], floor: float, forward: 
         "images": str(cell.images),
         "classes": str(cell.classes),
         "seconds_per_map": _number(seconds),
-        "floor": _number(floor / pairs),
-        "ours/floor": _number(seconds * pairs / floor),
+        "floor": _number(median(floors) / pairs),
+        "ours/floor": _number(median(t.seconds / floor for t, floor in zip(ours[2], floors, strict=True))),
         "low": _number(min(ours[1])),
         "high": _number(max(ours[1])),
         "peak_mb": _number(max(t.peak for t in ours[2])),
@@ -187,7 +193,7 @@ def _number(value: float) -> str:
 def measure_cell(
     cell: Cell, subject: Subject, rates: Rates, seconds: float, rounds: int, say: Callable[[str], None]
 ) -> Row:
-    """Measure one cell in about so many seconds; the floor is that of the machine as it is in these seconds.
+    """Measure one cell in about so many seconds; the floor is that of the machine right before and after each trial.
 
     Raises
     ------
@@ -199,8 +205,10 @@ def measure_cell(
     contenders = subject.contenders(cell, method, shape)
     beat = partial(_keep, pulses, subject.stopwatch.pulse)
     trials = compete(contenders, subject.device, seconds, rounds, say, beat)
-    now = rates.scaled(median(pulses))
-    return cell_row(cell, trials, now.floor(needed(cell.method, method, shape)), now.forward)
+    work = needed(cell.method, method, shape)
+    around = [(before + after) / 2 for before, after in zip(pulses[::2], pulses[1::2], strict=True)]
+    floors = [rates.scaled(pulse).floor(work) for pulse in around]
+    return cell_row(cell, trials, floors, rates.forward * median(pulses))
 
 
 def _keep(found: list[float], value: Callable[[], float]) -> None:

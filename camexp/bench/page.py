@@ -29,8 +29,8 @@ HOW = """## How it is measured
   of masks of Score-CAM, SISE, Ada-SISE and Ablation-CAM, which is counted on the images at hand.
 - The floor is the sum of rows per kind of pass (`camexp/bench/work.py`) times seconds per row. With several classes it
   has one forward per image and one backward per class. Masks, reductions and enlarging are not in it. Seconds per row
-  are found once per network, and follow the machine: a short plain forward before and after every round tells how
-  fast it is then.
+  are found once per network, and follow the machine: a short plain forward right before and after every call of camexp
+  tells how fast it is then, and ours/floor is the median of the rounds' ratios.
 - A call that takes longer than its share of the time is ended after some of its passes, and the rest, which is
   uniform, is extrapolated to the papers' number of masks, steps or iterations: column `extrapolated`, for camexp and
   peers alike.
