@@ -204,16 +204,29 @@ def test_every_layer_can_be_watched_with_a_graph(name: str) -> None:
 
 def test_everybody_who_watches_all_modules_sees_them() -> None:
     network = plain_network("resnet18")
+    for module in network.modules():
+        module.inplace = isinstance(module, nn.ReLU)  # type: ignore[assignment]
     others = [Classifier(copy.deepcopy(network), {"cam": "layer4"}, packed_weights=packed) for packed in (True, False)]
     seen: list[str] = []
-    handle = register_module_forward_hook(lambda module, args, output: seen.append(type(module).__name__))
+    kept: list[Tensor] = []
+
+    def look(module: nn.Module, args: object, output: Tensor) -> None:
+        seen.append(type(module).__name__)
+        kept.append(output)
+
+    handle = register_module_forward_hook(look)
     try:
         for classifier in others:
             classifier.logits(images())
     finally:
         handle.remove()
-    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    half = len(seen) // 2
+    assert seen[:half] == seen[half:]
     assert seen.count("ReLU") == 2 * 17
+    bn = seen.index("Identity")
+    assert float(kept[bn].min()) < 0  # what is kept is not written over
+    for one, other in zip(kept[:half], kept[half:], strict=True):
+        same(one, other)
 
 
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "resnet50"])

@@ -111,19 +111,19 @@ def compete(
     started = time.monotonic()
     for number in range(-1, rounds):
         for contender in list(running):
-            began = time.monotonic()
+            began, ours = time.monotonic(), contender is contenders[0]
             try:
                 if number < 0:
                     rehearse(contender, device)
-                elif contender is contenders[0]:
-                    beat()
-                    trials[contender.name].append(timed(contender, device, limit))
-                    beat()
                 else:
+                    if ours:
+                        beat()
                     trials[contender.name].append(timed(contender, device, limit))
+                    if ours:
+                        beat()
                 took[contender.name] = time.monotonic() - began
             except Exception as error:
-                if contender is contenders[0]:
+                if ours:
                     raise
                 running.remove(contender)
                 trials.pop(contender.name)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.models.fuse import Fusion, fuse_activations, hooked
+from camexp.models.fuse import Fusion, fuse_activations, watched
 from camexp.models.pack import pack_convolutions
 from camexp.pairs import Pairs
 
@@ -157,7 +157,7 @@ class Classifier:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             if self._compiled is None:
-                self._work_in_place(not any(map(hooked, self._modules)))
+                self._work_in_place(not watched(self._modules))
                 try:
                     return self.forward(images).float()
                 finally:

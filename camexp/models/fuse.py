@@ -77,11 +77,15 @@ def _product(module: nn.Module, images: Tensor, plus: Tensor | None = None, over
 def _unseen(module: nn.Module) -> bool:
     """Whether nobody would notice that the module is not called."""
     forward = vars(module).get("forward")
-    return not hooked(module) and (forward is None or isinstance(forward, Fused))
+    return not _hooked(module) and (forward is None or isinstance(forward, Fused))
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether somebody watches what goes in or out, and may keep it."""
+def watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody watches what goes into or out of any of the modules, and may keep it."""
+    return _has_any_global_hook() or any(map(_hooked, modules))
+
+
+def _hooked(module: nn.Module) -> bool:
     m = module
     return bool(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 

@@ -19,15 +19,15 @@ CHANNELS = 16
 
 def takes(convolution: nn.Conv2d) -> bool:
     """Whether all pixels of a cell are so few channels, and the convolution is one that `image_gradient` knows."""
-    c = convolution
-    same_both_ways = all(pair[0] == pair[1] for pair in (c.kernel_size, c.stride, c.padding))
-    if not same_both_ways or c.groups > 1 or c.dilation != (1, 1):
+    c, stride = convolution, convolution.stride[0]
+    if stride == 1 or c.in_channels * stride**2 > CHANNELS or c.groups > 1 or c.dilation != (1, 1):
         return False
-    kernel, stride, padding = c.kernel_size[0], c.stride[0], c.padding[0]
+    kernel, padding = c.kernel_size[0], c.padding[0]
+    same_both_ways = all(pair[0] == pair[1] for pair in (c.kernel_size, c.stride, c.padding))
     whole, beyond = divmod(int(padding), stride)
     cells = -(-kernel // stride)
     reached = cells > whole and cells * stride + beyond >= kernel + stride - 1  # the last pixels of any image
-    return stride > 1 and c.in_channels * stride**2 <= CHANNELS and reached
+    return same_both_ways and reached
 
 
 def cell_weight(weight: Tensor, stride: int) -> Tensor:
