@@ -112,6 +112,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         tail_backward=cfg.tail_backward,
         packed_weights=cfg.packed_weights,
         fused_activations=cfg.fused_activations,
+        onednn_linear=cfg.onednn_linear,
     )
     if automatic:
         classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)

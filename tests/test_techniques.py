@@ -38,12 +38,13 @@ SWITCHES = (
     "channels_last",
     "packed_weights",
     "fused_activations",
+    "onednn_linear",
     "inference_mode",
     "tail_backward",
     "share_classes",
     "keep_freed_memory",
 )
-OF_CLASSIFIER = ("channels_last", "packed_weights", "fused_activations", "inference_mode", "tail_backward")
+OF_CLASSIFIER = SWITCHES[1:7]
 METHODS = (GradCAM(), GradCAM("1"), SISE(), RISE(masks=20), ScoreCAM())
 
 

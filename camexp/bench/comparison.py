@@ -40,6 +40,7 @@ class Technique:
     ----------
     switch: turns the technique off; or on, where it is off by default.
     method, classes, images: what it is measured with; classes per image; images per call, None for the bench's number.
+    model: what it is measured on, None for the bench's.
     possible: whether the machine can do it.
     """
 
@@ -48,6 +49,7 @@ class Technique:
     method: str = "rise"
     classes: int = 1
     images: int | None = None
+    model: str | None = None
     default: bool = True
     possible: Callable[[torch.device], bool] = anywhere
 

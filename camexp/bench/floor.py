@@ -155,7 +155,7 @@ class Stopwatch:
         """Pulses per row through the tail behind the CAM layer, and forth and back."""
         (layer,) = self.layers["cam"][:1]
         network = deepcopy(self.network)
-        classifier = Classifier(network, {"cam": layer}, device=self.device, packed_weights=False)
+        classifier = Classifier(network, {"cam": layer}, device=self.device, packed_weights=False, onednn_linear=False)
         with tail_behind(classifier, self.images(1), layer) as tail:
             rows = tail.activations.repeat(ROWS_OF_TAIL[self.device.type], 1, 1, 1)
 

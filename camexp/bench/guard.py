@@ -27,6 +27,7 @@ SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride
 PLAIN = (
     *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "fused_activations=false"),
     *(
+        "onednn_linear=false",
         "inference_mode=false",
         "tail_backward=false",
         "share_classes=false",
@@ -68,6 +69,7 @@ PATHS = (
     switched("channels_last=true"),
     Path("packed_weights=true", ("packed_weights=true", "channels_last=true")),
     Path("fused_activations=true", ("fused_activations=true", "packed_weights=true", "channels_last=true")),
+    switched("onednn_linear=true"),
     switched("inference_mode=true"),
     switched("tail_backward=true"),
     switched("share_classes=true"),

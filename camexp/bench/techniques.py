@@ -24,6 +24,7 @@ TECHNIQUES = (
     Technique("weights kept in order, a single image", "packed_weights=false", "gradcam", images=1),
     Technique("weights kept in order, forth and back", "packed_weights=false", "gradient", images=1),
     Technique("convolutions add and rectify", "fused_activations=false"),
+    Technique("linear layers by oneDNN", "onednn_linear=false", "gradcam", images=1, model="vgg16"),
     Technique("inference mode", "inference_mode=false"),
     Technique("forth without graph to the layer, back through the tail alone", "tail_backward=false", "gradcam"),
     Technique("one pass for all classes of an image", "share_classes=false", classes=3),
@@ -70,12 +71,13 @@ class Workbench:
         for technique in TECHNIQUES:
             if technique.possible(self.subject.device):
                 images = technique.images or self.images
-                cell = Cell(technique.method, self.subject.model, images, technique.classes)
+                cell = Cell(technique.method, technique.model or self.subject.model, images, technique.classes)
                 yield Comparison.of(technique, str(cell), cell.images * cell.classes, partial(self.way, cell))
 
     def way(self, cell: Cell, *more: str) -> Contender:
         """How a run with further options makes the cell's maps."""
-        subject = Subject(cell.model, (*self.options, *more)) if more else self.subject
+        known = not more and cell.model == self.subject.model
+        subject = self.subject if known else Subject(cell.model, (*self.options, *more))
         cfg = config.compose_config([*self.options, *more])
         classifier, method = subject.classifier, subject.method(cell.method)
         explainer = Explainer(classifier, method, cfg.share_classes)

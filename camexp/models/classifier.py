@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from camexp.errors import CamexpError
 from camexp.models.fuse import Fusion, fuse_activations, watched
+from camexp.models.linear import speed_up_linear
 from camexp.models.pack import pack_convolutions
 from camexp.pairs import Pairs
 
@@ -49,6 +50,7 @@ class Classifier:
         pass then ends as well.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
+    onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS.
 
     Raises
     ------
@@ -70,6 +72,7 @@ class Classifier:
         tail_backward: bool = True,
         packed_weights: bool = True,
         fused_activations: bool = True,
+        onednn_linear: bool = True,
     ):
         if confidence not in CONFIDENCES:
             raise CamexpError(f"protocol.score must be one of {', '.join(CONFIDENCES)}, not {confidence!r}")
@@ -85,6 +88,8 @@ class Classifier:
         if packed_weights and self.device.type == "cpu" and not compiled:
             packed = pack_convolutions(self.network)
             self._fusion = fuse_activations(self.network) if packed and fused_activations else None
+        if onednn_linear and self.device.type == "cpu" and not compiled:
+            speed_up_linear(self.network)
         self._modules = list(self.network.modules())
         self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)

@@ -5,9 +5,8 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from camexp.models import subpixel
+from camexp.models import onednn, subpixel
 
 
 class PackedProduct:
@@ -76,8 +75,7 @@ class PackedProduct:
     def gradient(self, upper: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
         """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y."""
         mkldnn, (padding, stride, dilation, groups) = torch.ops.mkldnn, self.geometry
-        wanted_further = torch.is_grad_enabled() or not _plain(upper)
-        if wanted_further or groups > 1 or torch.is_autocast_enabled("cpu"):
+        if groups > 1 or not onednn.takes_back(upper):
             images = upper.new_empty(()).expand(size)  # of which nothing but the size is read
             settings = None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
             return torch.ops.aten.convolution_backward(upper, images, weight, *settings)[0]
@@ -154,26 +152,11 @@ class _Recorded(torch.autograd.Function):
 
 
 def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    parameters = [weight] if bias is None else [weight, bias]
     return (
-        type(images) is Tensor  # what only behaves like one expects the usual functions
-        and _plain(images)
-        and images.device.type == "cpu"
-        and images.dtype == weight.dtype == torch.float32
+        onednn.takes(images, weight, bias)
         and images.ndim == 4
-        and images.numel() > 0
         and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
-        and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters))
-        and not torch.is_autocast_enabled("cpu")
-        and not weight.is_inference()  # it does not count its changes
     )
-
-
-def _plain(tensor: Tensor) -> bool:
-    """Whether it stands for itself, and not for many or with a direction: not within `torch.func`'s transforms."""
-    transforms = torch._C._functorch
-    transformed = transforms.peek_interpreter_stack() is not None or transforms.is_legacy_batchedtensor(tensor)
-    return not transformed and forward_ad._current_level < 0
 
 
 def pack_convolutions(network: nn.Module) -> int:

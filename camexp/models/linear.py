@@ -1,0 +1,79 @@
+"""Large linear layers computed by oneDNN, from the weights as they are.
+
+PyTorch leaves them to a BLAS library, which for few rows, as in VGG16's first linear layer, takes up to four times
+longer than the weights take to be read from memory.
+"""
+
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camexp.models import onednn
+
+LARGE = 2**18
+"""Weights from which on a product takes longer than calling for it."""
+
+
+class LinearProduct:
+    """Runs an `nn.Linear` in its place, and back to what goes in; what oneDNN does not take is left to PyTorch."""
+
+    def __init__(self, linear: nn.Linear):
+        self.linear = linear
+
+    def __call__(self, input: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        if not (onednn.takes(input, weight, bias) and input.ndim == 2 and input.shape[1] == weight.shape[1]):
+            return F.linear(input, weight, bias)
+        recorded = torch.is_grad_enabled() and input.requires_grad
+        return (_Recorded.apply if recorded else product)(input, weight, bias)
+
+
+def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b (N,K) for rows x (N,C), weights W (K,C) in any order of memory, and b (K,)."""
+    return torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+
+
+class _Recorded(torch.autograd.Function):
+    """`product` with a graph of the rows."""
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(weight)
+        return product(rows, weight, bias)
+
+    @staticmethod
+    def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        (weight,) = ctx.saved_tensors
+        of_rows = product(upper, weight.t(), None) if onednn.takes_back(upper) else upper @ weight
+        return of_rows, None, None
+
+
+def speed_up_linear(network: nn.Module) -> int:
+    """Let the network's large linear layers be computed by oneDNN, in place; returns how many are.
+
+    They stay plain `nn.Linear`. None is where PyTorch was built without oneDNN.
+    """
+    found = [module for module in network.modules() if _is_large(module)] if _works() else []
+    for module in found:
+        vars(module)["forward"] = LinearProduct(module)  # what nn.Module.__call__ calls
+    return len(found)
+
+
+def _is_large(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and module.weight.numel() >= LARGE and "forward" not in vars(module)
+
+
+@torch.inference_mode(False)
+def _works() -> bool:
+    """Whether the operation, which is not among PyTorch's documented ones, is there and does what it is for."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    weight, bias, rows = torch.linspace(-1, 1, 15).view(3, 5), torch.ones(3), torch.linspace(0, 2, 10).view(2, 5)
+    usual = F.linear(rows, weight, bias)
+    try:
+        found: list[Any] = [product(rows, weight, bias), product(usual, weight.t(), None)]
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, (usual, usual @ weight), strict=True))

@@ -1,0 +1,33 @@
+"""What is left to oneDNN, a CPU's library of products, and what to PyTorch."""
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the product of rows (N,...) and constant weights is one of float32 numbers on a CPU, and nothing else."""
+    parameters = [weight] if bias is None else [weight, bias]
+    return (
+        torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags
+        and type(rows) is Tensor  # what only behaves like one expects the usual functions
+        and is_plain(rows)
+        and rows.device.type == "cpu"
+        and rows.dtype == weight.dtype == torch.float32
+        and rows.numel() > 0
+        and not weight.is_inference()  # it does not count its changes, and no graph may keep it
+        and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def takes_back(upper: Tensor) -> bool:
+    """Whether the gradient dL/dy of a product y goes back the same way, and nobody differentiates it further."""
+    return not torch.is_grad_enabled() and is_plain(upper) and not torch.is_autocast_enabled("cpu")
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it stands for itself, and not for many or with a direction: not within `torch.func`'s transforms."""
+    transforms = torch._C._functorch
+    transformed = transforms.peek_interpreter_stack() is not None or transforms.is_legacy_batchedtensor(tensor)
+    return not transformed and forward_ad._current_level < 0
