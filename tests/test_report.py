@@ -228,6 +228,14 @@ def test_fewer_masks_than_in_the_paper_are_said(tmp_path):
     assert "Fewer than in the papers: RISE masks 100 of 8000" in render(experiment, cells_of(tmp_path, experiment))
 
 
+@pytest.mark.parametrize("label", ["Integrated Grad-CAM", "Integrated Grad-CAM, m = 50"])
+def test_parameters_are_noted_where_the_label_does_not_say_them(tmp_path, label):
+    write_run(tmp_path, "minivoc", "igcam", [("a", 0, 0.5)], variant={"m": 50})
+    experiment = experiment_of("minivoc", Column("igcam", label, (("m", 50),)))
+    noted = "Other than the default parameters: ResNet-50 Integrated Grad-CAM (m=50)."
+    assert (noted in render(experiment, cells_of(tmp_path, experiment))) == ("50" not in label)
+
+
 # --------------------------------------------------------------------------------------------------- formats
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_batch, make_classifier
+from conftest import Operations, make_batch, make_classifier
 from torch import Tensor, nn
 
 from camexp import config, runner
@@ -58,6 +58,27 @@ def test_maps_stay(method: Method, switch: str) -> None:
     expected = method(make_classifier(), images, pairs)
     found = method(make_classifier(**{switch: False}), images, pairs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_is_as_it_was_for_the_next_classifier() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 20, 512), nn.Linear(512, 4)
+    )
+    own = nn.ReLU()
+    own.forward = torch.relu  # type: ignore[method-assign, assignment]
+    network.append(own)
+    images, _ = make_batch(height=12, width=20)
+    logits = []
+    for wanted in (True, False, True):
+        switches = dict.fromkeys(("packed_weights", "fused_activations", "onednn_linear"), wanted)
+        classifier = Classifier(network, {"cam": "1"}, **switches)  # type: ignore[arg-type]
+        with Operations() as operations:
+            logits.append(classifier.logits(images))
+        assert (operations.count("mkldnn::_") + operations.count("mkldnn._") > 0) == wanted
+        assert operations.count("relu") == 1 + (not wanted)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    assert torch.equal(logits[0], logits[2])
 
 
 @contextmanager

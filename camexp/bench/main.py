@@ -37,7 +37,7 @@ from camexp.files import write_atomically
 from camexp.memory import keep_freed_memory
 from camexp.report.markdown import grid
 
-DOCS = CONFIGS.parent / "docs"
+DOCS = Path("docs")
 
 
 def kind(device: torch.device) -> str:

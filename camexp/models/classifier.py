@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.models.fuse import Fusion, fuse_activations, watched
-from camexp.models.linear import speed_up_linear
-from camexp.models.pack import pack_convolutions
+from camexp.models.fuse import Fusion, watched
+from camexp.models.speed_up import as_it_was, speed_up
 from camexp.pairs import Pairs
 
 T = TypeVar("T")
@@ -85,11 +84,9 @@ class Classifier:
         network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
         self._fusion: Fusion | None = None
-        if packed_weights and self.device.type == "cpu" and not compiled:
-            packed = pack_convolutions(self.network)
-            self._fusion = fuse_activations(self.network) if packed and fused_activations else None
-        if onednn_linear and self.device.type == "cpu" and not compiled:
-            speed_up_linear(self.network)
+        as_it_was(self.network)  # another classifier may have had it
+        if self.device.type == "cpu" and not compiled:
+            self._fusion = speed_up(self.network, packed_weights, fused_activations, onednn_linear)
         self._modules = list(self.network.modules())
         self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)

@@ -83,10 +83,16 @@ def _names(cells: pd.DataFrame) -> pd.Series:
 
 def _variants(experiment: Experiment, run: pd.DataFrame) -> list[str]:
     """Parameters other than the default ones, and those that make a method cheaper than the papers' settings."""
-    found = _per_run(run, "variant", "Other than the default parameters: {}.", str)
+    untold = run.loc[[not _says(column, v) for v, column in zip(run["variant"], run["column"], strict=True)]]
+    found = _per_run(untold, "variant", "Other than the default parameters: {}.", "({})".format)
     present = set(run["column"])
     fewer = [f"{c.label} {text}" for c in experiment.columns if c.label in present and (text := _fewer(c))]
     return found + ([f"Fewer than in the papers: {'; '.join(dict.fromkeys(fewer))}."] if fewer else [])
+
+
+def _says(label: str, variant: Any) -> bool:
+    """Whether a column's label has the parameters in it, as in "Integrated Grad-CAM, m = 50"."""
+    return str(variant) in label.replace(" = ", "=")
 
 
 def _fewer(column: Column) -> str:
