@@ -20,7 +20,6 @@ from camexp.methods.gradient import Gradient
 from camexp.methods.guided_backprop import GuidedBackprop
 from camexp.methods.guided_gradcam import GuidedGradCAM
 from camexp.methods.sise import SISE
-from camexp.models import pack
 from camexp.models.build import narrow
 from camexp.models.classifier import Classifier
 from camexp.models.fold import fold_batch_norms
@@ -29,7 +28,7 @@ from camexp.models.pack import pack_convolutions
 from camexp.models.tail import tail_behind
 from camexp.pairs import Pairs
 
-pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
 NETWORKS = ("vgg11", "vgg11_bn", "resnet18", "resnet50")
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,12 +14,12 @@ from camexp.models import linear
 from camexp.models.classifier import Classifier
 from camexp.models.linear import LinearProduct, speed_up_linear
 
-pytestmark = pytest.mark.skipif(not linear._works(), reason="PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def pair(inputs: int = 1024, outputs: int = 256, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+def pair(inputs: int = 1024, outputs: int = 1024, bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
     """A large layer, and a copy that oneDNN computes."""
     torch.manual_seed(0)
     plain = nn.Linear(inputs, outputs, bias).requires_grad_(False)
@@ -70,9 +71,41 @@ def test_weights_are_read_anew_in_every_pass() -> None:
         layer.weight.data.mul_(2)
     torch.testing.assert_close(fast(rows(2, 1024)), plain(rows(2, 1024)), **CLOSE)
     for layer in (plain, fast):
-        layer.weight = nn.Parameter(torch.ones(8, 1024).t().contiguous().t(), requires_grad=False)
+        layer.weight = nn.Parameter(torch.randn(8, 1024, generator=torch.manual_seed(2)), requires_grad=False)
         layer.bias = None
     torch.testing.assert_close(fast(rows(2, 1024)), plain(rows(2, 1024)), **CLOSE)
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda weight: weight.bfloat16(), lambda weight: weight.double()])
+def test_the_way_back_is_through_the_weights_of_the_way_forth(change: Callable[[Tensor], Tensor]) -> None:
+    plain, fast = pair()
+    inputs = [rows(2, 1024).requires_grad_() for _ in range(2)]
+    outputs = [layer(input).sum() for layer, input in zip((plain, fast), inputs, strict=True)]
+    for layer in (plain, fast):
+        layer.weight.data = change(layer.weight)
+    found = [torch.autograd.grad(output, input)[0] for output, input in zip(outputs, inputs, strict=True)]
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["whole", "column", "expanded", "one number", "of one", "a part"])
+def test_biases_of_any_strides_and_shapes(kind: str) -> None:
+    whole = rows(1024, 2)
+    biases = {"whole": whole[:, 0].clone(), "column": whole[:, 0], "expanded": whole[0, 0].expand(1024)}
+    biases |= {"one number": whole[0, 0], "of one": whole[0, :1], "a part": whole.t().contiguous()[1]}
+    plain, fast = pair()
+    for layer in (plain, fast):
+        layer.bias = nn.Parameter(biases[kind], requires_grad=False)
+    found, products = by_onednn(fast, rows(2, 1024))
+    assert products == (kind in ("whole", "a part"))
+    torch.testing.assert_close(found, plain(rows(2, 1024)), **CLOSE)
+
+
+def test_weights_and_rows_in_other_layouts() -> None:
+    plain, fast = pair(bias=False)
+    expected = plain(rows(2, 1024))
+    torch.testing.assert_close(fast(rows(2, 1024).to_sparse_csr()), expected, **CLOSE)
+    fast.weight = nn.Parameter(fast.weight.to_sparse_csr(), requires_grad=False)
+    torch.testing.assert_close(fast(rows(2, 1024)), expected, **CLOSE)
 
 
 def test_weights_that_changed_are_not_gone_back_through() -> None:
@@ -117,24 +150,43 @@ def test_what_onednn_does_not_take_is_left_to_pytorch() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found, products = by_onednn(fast, rows(2, 1024))
     assert (products, found.dtype) == (0, torch.bfloat16)
-    fast.weight.requires_grad_()
+    assert fast.double()(rows(2, 1024).double()).dtype == torch.float64
+    fast.float()
+    for parameter in (fast.weight, fast.bias):
+        parameter.requires_grad_()
+        found, products = by_onednn(fast, rows(2, 1024))
+        assert products == 0
+        assert found.requires_grad
+        with torch.no_grad():
+            assert by_onednn(fast, rows(2, 1024))[1] == 1
+        parameter.requires_grad_(False)
+    with torch.inference_mode():
+        fast.weight = nn.Parameter(fast.weight.clone(), requires_grad=False)
     found, products = by_onednn(fast, rows(2, 1024))
     assert products == 0
-    assert found.requires_grad
-    assert fast.double()(rows(2, 1024).double()).dtype == torch.float64
+    torch.testing.assert_close(found, plain(rows(2, 1024)))
+
+
+def test_networks_can_be_traced() -> None:
+    plain, fast = pair()
+    traced = torch.jit.trace(fast, rows(2, 1024))
+    torch.testing.assert_close(traced(rows(3, 1024)), plain(rows(3, 1024)), **CLOSE)
 
 
 def test_transforms_are_left_to_pytorch() -> None:
     plain, fast = pair()
     input, direction = rows(2, 1024), rows(2, 1024) + 1
-    assert torch.equal(torch.vmap(fast)(input), torch.vmap(plain)(input))
-    assert torch.equal(torch.func.jacrev(fast)(input[0]), torch.func.jacrev(plain)(input[0]))
+    for transform in (torch.vmap, lambda layer: torch.vmap(torch.vmap(layer))):
+        assert torch.equal(transform(fast)(rows(3, 2, 2, 1024)), transform(plain)(rows(3, 2, 2, 1024)))
+    firsts = [lambda x, layer=layer: layer(x)[:, :3] for layer in (fast, plain)]
+    jacobians = [torch.func.jacrev(first)(input) for first in firsts]
+    assert torch.equal(*jacobians)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(input, direction)
         tangents = [forward_ad.unpack_dual(layer(dual)).tangent for layer in (fast, plain)]
     assert torch.equal(*tangents)
     batch = [rows(2, 1024).requires_grad_() for _ in range(2)]
-    uppers = rows(3, 2, 256)
+    uppers = rows(3, 2, 1024)
     found = [
         torch.autograd.grad(layer(x), x, uppers, is_grads_batched=True)[0]
         for layer, x in zip((plain, fast), batch, strict=True)
@@ -177,26 +229,34 @@ def test_small_and_other_layers_are_left_alone() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) + 1
 
-    assert speed_up_linear(nn.ModuleList([nn.Linear(8, 8), Own(1024, 256), nn.Bilinear(64, 64, 64)])) == 0
+    assert speed_up_linear(nn.ModuleList([nn.Linear(8, 8), Own(1024, 1024), nn.Bilinear(64, 64, 64)])) == 0
+
+
+def test_what_has_its_own_forward_keeps_it() -> None:
+    layer = nn.Linear(1024, 1024)
+    layer.forward = torch.relu  # type: ignore[method-assign, assignment]
+    assert speed_up_linear(layer) == 0
+    assert torch.equal(layer(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
 
 
 def test_an_operation_that_is_missing_or_does_something_else_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*given: object) -> Tensor:
         raise AttributeError("no such operation")
 
+    assert linear._works()  # in this PyTorch it is there
     product = linear.product
     for wrong in (missing, lambda *given: product(*given) + 1, lambda x, w, b: product(x, w, None)):
         monkeypatch.setattr(linear, "product", wrong)
-        assert speed_up_linear(nn.Linear(1024, 256)) == 0
+        assert speed_up_linear(nn.Linear(1024, 1024)) == 0
     monkeypatch.setattr(linear, "product", product)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert speed_up_linear(nn.Linear(1024, 256)) == 0
+    assert speed_up_linear(nn.Linear(1024, 1024)) == 0
 
 
 def test_classifiers_take_it_on_the_cpu_unless_told_otherwise() -> None:
     def network() -> nn.Module:
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 10 * 18, 512), nn.Linear(512, 4))
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 10 * 18, 2048), nn.Linear(2048, 4))
 
     images, _ = make_batch(height=12, width=20)
     results = []

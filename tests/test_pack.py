@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from camexp.models import pack
 from camexp.models.pack import PackedProduct, pack_convolutions
 
-pytestmark = pytest.mark.skipif(not pack._works(), reason="PyTorch was built without oneDNN")
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
 SHAPES = {
     "plain": {"kernel_size": 3},
@@ -339,7 +339,17 @@ def test_without_the_operations_nothing_is_changed(monkeypatch: pytest.MonkeyPat
     assert "_conv_forward" not in vars(network[0])
 
 
+@pytest.mark.parametrize("kind", ["column", "expanded"])
+def test_biases_that_are_not_side_by_side(kind: str) -> None:
+    plain, packed = pair(kernel_size=3)
+    bias = torch.randn(12, 2, generator=torch.Generator().manual_seed(2))[:, 0]
+    for each in (plain, packed):
+        each.bias = nn.Parameter(bias if kind == "column" else bias[:1].expand(12), requires_grad=False)
+    torch.testing.assert_close(packed(images(2, 8, 6, 6)), plain(images(2, 8, 6, 6)), rtol=1e-5, atol=1e-5)
+
+
 def test_operations_that_do_something_else_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pack._works()  # in this PyTorch they do
     product = PackedProduct.product
     for kind in ("then", "plus", "over"):
 

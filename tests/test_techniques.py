@@ -63,7 +63,7 @@ def test_maps_stay(method: Method, switch: str) -> None:
 def test_a_network_is_as_it_was_for_the_next_classifier() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 20, 512), nn.Linear(512, 4)
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 20, 2048), nn.Linear(2048, 4)
     )
     own = nn.ReLU()
     own.forward = torch.relu  # type: ignore[method-assign, assignment]
@@ -79,6 +79,17 @@ def test_a_network_is_as_it_was_for_the_next_classifier() -> None:
         assert operations.count("relu") == 1 + (not wanted)
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
     assert torch.equal(logits[0], logits[2])
+
+
+def test_what_is_not_a_number_stays_so_for_every_classifier_of_a_network() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 12 * 20, 4))
+    images, _ = make_batch(height=12, width=20)
+    wrong = images.clone()
+    wrong[0, 0, 3] = torch.nan
+    first, second = (Classifier(network, {"cam": "1"}) for _ in range(2))
+    for classifier in (first, second, first):
+        assert classifier.logits(wrong)[0].isnan().all()
+        assert classifier.logits(images).isfinite().all()
 
 
 @contextmanager

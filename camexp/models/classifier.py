@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.models.fuse import Fusion, watched
+from camexp.models.fuse import fusion_of, watched
 from camexp.models.speed_up import as_it_was, speed_up
 from camexp.pairs import Pairs
 
@@ -83,10 +83,9 @@ class Classifier:
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
         self.network: nn.Module = network.eval().requires_grad_(False)
-        self._fusion: Fusion | None = None
         as_it_was(self.network)  # another classifier may have had it
         if self.device.type == "cpu" and not compiled:
-            self._fusion = speed_up(self.network, packed_weights, fused_activations, onednn_linear)
+            speed_up(self.network, packed_weights, fused_activations, onednn_linear)
         self._modules = list(self.network.modules())
         self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)
@@ -194,8 +193,9 @@ class Classifier:
         """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
         self.on_forward(len(images))
         images = images.to(self.device).contiguous(memory_format=self.memory_format)
-        if self._fusion is not None:
-            self._fusion.watch(images)
+        fusion = fusion_of(self.network)
+        if fusion is not None:
+            fusion.watch(images)
         return self.network(images)
 
     def in_chunks(self, work: Callable[[slice], T], total: int, times: int = 1) -> list[T]:

@@ -33,6 +33,12 @@ def fuse_activations(network: nn.Module) -> "Fusion":
     return fusion
 
 
+def fusion_of(network: nn.Module) -> "Fusion | None":
+    """What the modules of a network look at, if any of them fuses."""
+    runs = (vars(module).get("forward") for module in network.modules())
+    return next((each.fusion for each in runs if isinstance(each, Fused)), None)
+
+
 class Fusion:
     """Whether the modules of a network fuse."""
 

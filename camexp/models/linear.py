@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from camexp.models import onednn
 
-LARGE = 2**18
+LARGE = 2**20
 """Weights from which on a product takes longer than calling for it."""
 
 
@@ -40,7 +40,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(weight.detach())  # which stays when another is put in its place
         return product(rows, weight, bias)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """What is left to oneDNN, a CPU's library of products, and what to PyTorch."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -11,14 +11,20 @@ def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
         torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags
         and type(rows) is Tensor  # what only behaves like one expects the usual functions
+        and all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
+        and all(_of_numbers(tensor) for tensor in (rows, *parameters))
         and is_plain(rows)
-        and rows.device.type == "cpu"
-        and rows.dtype == weight.dtype == torch.float32
         and rows.numel() > 0
+        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
         and not weight.is_inference()  # it does not count its changes, and no graph may keep it
         and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters))
         and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()
     )
+
+
+def _of_numbers(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.layout == torch.strided
 
 
 def takes_back(upper: Tensor) -> bool:

@@ -2,17 +2,17 @@
 
 from torch import nn
 
-from camexp.models.fuse import Fused, Fusion, fuse_activations
+from camexp.models.fuse import Fused, fuse_activations
 from camexp.models.linear import LinearProduct, speed_up_linear
 from camexp.models.pack import PackedProduct, pack_convolutions
 
 
-def speed_up(network: nn.Module, packed_weights: bool, fused_activations: bool, onednn_linear: bool) -> Fusion | None:
-    """Put in what is asked for; parameters as of `Classifier`. Returns what fuses, if anything."""
+def speed_up(network: nn.Module, packed_weights: bool, fused_activations: bool, onednn_linear: bool) -> None:
+    """Put in what is asked for; parameters as of `Classifier`."""
     if onednn_linear:
         speed_up_linear(network)
-    packed = packed_weights and pack_convolutions(network) > 0
-    return fuse_activations(network) if packed and fused_activations else None
+    if packed_weights and pack_convolutions(network) and fused_activations:
+        fuse_activations(network)
 
 
 def as_it_was(network: nn.Module) -> None:
