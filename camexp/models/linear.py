@@ -32,7 +32,7 @@ class LinearProduct:
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b (N,K) for rows x (N,C), weights W (K,C) in any order of memory, and b (K,)."""
-    return torch.ops.mkldnn._linear_pointwise(rows.contiguous(), weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
 class _Recorded(torch.autograd.Function):
