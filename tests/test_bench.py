@@ -580,22 +580,29 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"data_dir={tmp_path_factory.mktemp('data')}"
 
 
-def guarded(scenes: str, *more: str) -> int:
-    return main.main(["--guard", *more, "--device", "cpu", scenes, "dataset.images=4", "limit=2"])
+def guarded(scenes: str, output: Path, *more: str) -> int:
+    given = ["--guard", *more, "--device", "cpu", "--output", str(output), scenes, "dataset.images=4", "limit=2"]
+    return main.main(given)
 
 
-def test_guard_passes_exact_paths(scenes: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_passes_exact_paths(scenes: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "PATHS", [path for path in guard.PATHS if "=true" in path.name or not path.over][:6])
-    assert guarded(scenes, "--methods", "gradcam") == 0
+    assert guarded(scenes, tmp_path, "--methods", "gradcam") == 0
     out = capsys.readouterr().out
     assert out.count("| yes") == 6
     assert "every path keeps the tolerances" in out
+    lines = (tmp_path / "bench_guard_cpu.csv").read_text().splitlines()
+    assert len(lines) == 7
+    assert lines[1].endswith('yes,"resnet50, 2 images of minivoc"')
+    assert "by rounding alone" in (tmp_path / "bench.md").read_text()
 
 
-def test_guard_names_the_path_that_misses(scenes: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_names_the_path_that_misses(
+    scenes: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crooked = guard.Path("crooked", ("protocol.fill=black_pixel",))  # other maps, other metrics
     monkeypatch.setattr(guard, "PATHS", (guard.PATHS[0], crooked))
-    assert guarded(scenes, "--methods", "igcam") == 1
+    assert guarded(scenes, tmp_path, "--methods", "igcam") == 1
     out = capsys.readouterr().out
     assert "crooked misses: igcam; it must be off by default" in out
     assert "fold_batch_norms misses" not in out
@@ -607,6 +614,39 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert not guard.Finding(exact, "m", 1, 0.99989, 0.0, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
     assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", rounding=0.5).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"
+
+
+def test_weights_are_moved_to_the_next_number() -> None:
+    weights = [torch.tensor([1.0, -2.0, 0.0, 3e-3] * 50), torch.full((7,), 0.1)]
+    network = nn.ParameterList([nn.Parameter(weight.clone()) for weight in weights])
+    guard.nudge(network, draw=0)
+    for before, after in zip(weights, network, strict=True):
+        up, down = (torch.nextafter(before, torch.full_like(before, end)) for end in (torch.inf, -torch.inf))
+        assert ((after == up) | (after == down)).all()
+    assert 60 < int((network[0] > weights[0]).sum()) < 140
+    first = [parameter.clone() for parameter in network]
+    guard.nudge(network, draw=1)
+    assert not torch.equal(network[0], first[0])
+
+
+def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def shake(network: nn.Module, draw: int) -> None:
+        drawn.append(draw)
+        for parameter in network.parameters():
+            parameter.data += 0.01 * draw  # far more than rounding
+
+    monkeypatch.setattr(guard, "nudge", shake)
+    checked = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu"])
+    (found,) = checked.compare([guard.Path("same")], ["gradcam"])
+    assert drawn == [0, 1, 2]
+    assert found.change == 0
+    assert found.rounding > 1
 
 
 def test_cosine_by_hand() -> None:

@@ -113,9 +113,12 @@ def run_guard(args: argparse.Namespace, device: torch.device) -> int:
     checked = guard.Guard([*limit, *options_of(args)], args.full)
     paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr))
     findings = checked.compare(paths, args.methods)
-    print(grid([guard.HEAD, *(finding.line() for finding in findings)]))
+    if not findings:
+        return 1
+    lines = [[*found.line(), checked.measured_on] for found in findings]
+    finish([[*guard.HEAD, "measured on"], *lines], args.output / f"bench_guard_{kind(device)}.csv")
     print(guard.verdict(findings))
-    return int(any(not finding.passes for finding in findings) or not findings)
+    return int(any(not found.passes for found in findings))
 
 
 def run_page(args: argparse.Namespace, device: torch.device) -> int:
