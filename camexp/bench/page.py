@@ -60,10 +60,10 @@ folder.
 DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 
 GUARD = """Maps of every technique against those of the plain path, on which all techniques are off, pair by pair, and
-the means of all metrics. A path passes when no cosine is below the one needed and no metric's mean moves by more than 0.1
-percent points, or than *by rounding alone*: the largest change that the plain path itself makes, in three draws, when
-every weight is moved to the next number of float32, up or down. So far do the last digits decide the metric, and so
-far may it differ between processors. Long methods are run with few masks, steps or iterations unless `--full` is given.
+the means of all metrics. A path passes when no cosine is below the one needed and no metric's mean moves by more than
+0.1 percent points, or than *by rounding alone*: the largest change that the plain path itself makes, in three draws,
+when every weight is moved to the next number of float32, up or down. So far do the last digits decide the metric, and
+so far may it differ between processors. Long methods are run with few masks, steps or iterations unless `--full` is given.
 By `python scripts/bench.py --guard --methods ... dataset=voc dataset.root=... model.checkpoint=... limit=50`.
 """
 
@@ -132,8 +132,9 @@ def section(folder: Path, device: str) -> str:
     """What was measured on the CPU or a GPU."""
     path = folder / f"bench_{device}.csv"
     title = f"## {DEVICES[device]}\n"
+    extras = [part for name, told in EXTRAS.items() for part in _extra(folder / f"bench_{name}_{device}.csv", *told)]
     if not path.is_file():
-        return f"{title}\n{NO_GPU if device == 'gpu' else 'Not measured yet: `make bench`.'}"
+        return "\n".join([title, NO_GPU if device == "gpu" else "Not measured yet: `make bench`.\n", *extras])
     rows, info = read_csv(path, COLUMNS), read_info(path)
     parts = [title, _machine(info.get("made_with", {}), rows), _command(info.get("command", []))]
     parts += ["Images x classes per image, geometric means over the networks:\n", headline(rows) + "\n"]
@@ -145,9 +146,7 @@ def section(folder: Path, device: str) -> str:
     ]
     if info.get("left_out"):
         parts += ["Left out:\n", *(f"- {cell}: {reason}" for cell, reason in info["left_out"].items()), ""]
-    for name, told in EXTRAS.items():
-        parts += _extra(folder / f"bench_{name}_{device}.csv", *told)
-    return "\n".join(parts)
+    return "\n".join([*parts, *extras])
 
 
 def _machine(made_with: dict[str, Any], rows: Sequence[Row]) -> str:
