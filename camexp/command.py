@@ -3,7 +3,13 @@
 import sys
 from collections.abc import Callable
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 from camexp.errors import CamexpError
+
+MISTAKES = (CamexpError, HydraException, OmegaConfBaseException)
+"""Errors whose message is for the user, those of a config's options among them."""
 
 
 def exit_status(

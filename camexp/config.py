@@ -1,14 +1,20 @@
 """From a composed Hydra config to the parts of a run: data set, classifier, method, metrics, identity."""
 
+import ast
 import dataclasses
 import hashlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from camexp.datasets.base import Dataset
@@ -35,11 +41,18 @@ def compose_config(overrides: list[str]) -> DictConfig:
         return compose("config", overrides)
 
 
-def _make(node: DictConfig) -> Any:
-    """Instantiate a config node; its `name` is for people and folders, not an argument."""
+def _make(node: DictConfig, where: str) -> Any:
+    """Instantiate a config node, `where` in the config; its `name` is for people and folders, not an argument."""
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     plain.pop("name", None)
+    if os.getcwd() not in sys.path:  # where a user's own module is, whichever script was started
+        sys.path.append(os.getcwd())
+    try:
+        kind = get_object(str(plain.get("_target_")))
+    except Exception as error:  # importing runs the user's code
+        raise CamexpError(f"{where}: cannot import {plain.get('_target_')}: {error.__cause__ or error}") from error
+    check_types(kind, plain, where)
     try:
         return instantiate(plain)
     except Exception as error:
@@ -52,9 +65,51 @@ def _make(node: DictConfig) -> Any:
         raise
 
 
+KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a text"),
+}
+"""By annotation: the types of values that a config may give, and what they are called."""
+
+
+def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
+    """Compare values of a config with the annotations of a dataclass; parameters of other types are let through.
+
+    Raises
+    ------
+    CamexpError: for a value of another type.
+    """
+    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    for name, value in given.items():
+        hint = hints.get(name)
+        options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        if not all(option in KINDS or option is NoneType for option in options):
+            continue
+        if value is None and NoneType in options:
+            continue
+        known = [KINDS[option] for option in options if option in KINDS]
+        if not any(type(value) in types for types, _ in known):
+            raise CamexpError(f"{where}.{name} must be {' or '.join(text for _, text in known)}, not {value!r}")
+
+
+WHOLE = ("limit", "seed", "batch_size", "forward_batch", "save_maps", "runtime.trials", "runtime.warmup")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise CamexpError where a run's option is not the whole number that it must be."""
+    allowed = {"limit": (None,), "forward_batch": ("auto",)}
+    for name in WHOLE:
+        value = OmegaConf.select(cfg, name)
+        if type(value) is not int and value not in allowed.get(name, ()):
+            raise CamexpError(f"{name} must be an integer, not {value!r}")
+
+
 def make_dataset(cfg: DictConfig) -> Dataset:
     """The data set, cut to its first `limit` images."""
-    dataset: Dataset = _make(cfg.dataset)
+    check_numbers(cfg)
+    dataset: Dataset = _make(cfg.dataset, "dataset")
     if cfg.limit is not None:
         if cfg.limit < 1:
             raise CamexpError(f"limit must be at least 1, not {cfg.limit}")
@@ -93,9 +148,8 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         checkpoint.load(network, path)
     if cfg.fold_batch_norms:
         fold_batch_norms(network)
-    for key, allowed in (("fill", ("fed_zero", "black_pixel")), ("average", ("micro", "macro"))):
-        if cfg.protocol[key] not in allowed:
-            raise CamexpError(f"protocol.{key} must be {' or '.join(allowed)}, not {cfg.protocol[key]!r}")
+    if cfg.protocol.fill not in ("fed_zero", "black_pixel"):
+        raise CamexpError(f"protocol.fill must be fed_zero or black_pixel, not {cfg.protocol.fill!r}")
     device = make_device(cfg.device)
     automatic = cfg.forward_batch == "auto"
     classifier = Classifier(
@@ -121,12 +175,12 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
 
 def make_method(cfg: DictConfig) -> Method:
     """The explanation method."""
-    return _make(cfg.method)
+    return _make(cfg.method, "method")
 
 
 def make_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """The metrics by name, in the order of the columns."""
-    return {str(name): _make(node) for name, node in cfg.metrics.items()}
+    return {str(name): _make(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
 
 
 def variant(method: Method) -> dict[str, Any]:
@@ -151,12 +205,32 @@ def identity(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
     for key in ("seed", "limit", "batch_size", "precision"):
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
-    del fields["protocol.average"]  # only the report averages
     return fields | {
+        "method_code": code_hash(plain["method"]["_target_"]),
         "weights_sha256": weights,
         "pairs_sha256": pairs_hash(dataset),
         "annotations_sha256": dataset.annotations_sha256,
     }
+
+
+def code_hash(target: str) -> str:
+    """Beginning of the SHA-256 of the module that `target`, a dotted name, is in; comments and docstrings do not count.
+
+    Empty for what has no source. What the module imports does not count either.
+    """
+    try:
+        tree = ast.parse(inspect.getsource(inspect.getmodule(get_object(target)) or target))  # type: ignore[arg-type]
+    except (TypeError, OSError, SyntaxError):
+        return ""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+def _is_text(node: ast.AST) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def pairs_hash(dataset: Dataset) -> str:

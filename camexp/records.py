@@ -93,6 +93,9 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
 
 
+FILES = ("records.csv", "failures.csv", "timing.csv", "run.json")
+
+
 class RunFolder:
     """The files of one run, locked against a second writer while it is open.
 
@@ -105,22 +108,23 @@ class RunFolder:
 
     Raises
     ------
-    CamexpError: when another run holds the folder, or its rows were made under another identity.
+    CamexpError: when another run holds the folder, its rows were made under another identity, or it cannot be written.
     """
 
     def __init__(self, path: Path, metrics: Sequence[str], identity: Mapping[str, Any], overwrite: bool = False):
         self.path = path
         self.columns = (*PAIR_COLUMNS, *metrics)
-        path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock")
         try:
+            path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise CamexpError(f"another run is writing to {path}; wait for it or choose another output=") from None
+        except OSError as error:
+            raise CamexpError(f"cannot write to {path}: {error.strerror or error}; choose another output=") from error
         try:
             if overwrite:
-                for name in ("records.csv", "failures.csv", "timing.csv", "run.json"):
-                    (path / name).unlink(missing_ok=True)
+                self._clear()
             self._check(identity)
             self.rows = read_csv(path / "records.csv", self.columns)
             self.failures = read_csv(path / "failures.csv", FAILURE_COLUMNS)
@@ -129,6 +133,15 @@ class RunFolder:
             self.close()
             raise
 
+    def _clear(self) -> None:
+        for name in FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def _nothing_computed(self) -> bool:
+        """Whether no batch was finished and no time taken, as after a mistake in the options."""
+        tables = [self.path / name for name in ("records.csv", "timing.csv")]
+        return not any(table.exists() and table.read_bytes().count(b"\n") > 1 for table in tables)
+
     def _check(self, identity: Mapping[str, Any]) -> None:
         stored = self.read_info().get("identity")
         if stored is None and (self.path / "records.csv").exists():
@@ -136,8 +149,11 @@ class RunFolder:
                 f"{self.path} holds records.csv without a run.json that says what made it; "
                 "choose another output= or pass overwrite=true"
             )
-        fields = differing(stored, dict(identity)) if stored else []
-        if fields:
+        known = {name: value for name, value in identity.items() if name != "method_code" or name in (stored or {})}
+        fields = differing(stored, known) if stored else []
+        if fields and self._nothing_computed():
+            self._clear()
+        elif fields:
             raise CamexpError(
                 f"{self.path} holds another run; it differs in\n  " + "\n  ".join(fields) + "\n"
                 "Choose another output= or pass overwrite=true (which deletes its rows)."

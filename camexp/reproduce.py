@@ -9,6 +9,7 @@ import argparse
 import multiprocessing
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from camexp.command import exit_status
+from camexp.command import MISTAKES, exit_status
 from camexp.config import compose_config, make_device
 from camexp.errors import CamexpError
 from camexp.experiment import load_suite, probe_seconds
@@ -34,6 +35,9 @@ def run_one(run: PlannedRun) -> tuple[str, int]:
         outcome = execute(compose_config(list(run.overrides)))
     except CamexpError as error:
         return f"{run.name}: skipped: {error}", 2
+    except Exception as error:  # of a method's own code; the other runs go on
+        traceback.print_exc()
+        return f"{run.name}: failed: {type(error).__name__}: {error}", 2
     state = f"{outcome.computed} pairs computed" if outcome.computed else "already finished"
     failed = f", {outcome.failures} failures listed in {outcome.path}" if outcome.failures else ""
     return f"{run.name}: {state}{failed}", int(outcome.failures > 0)
@@ -114,9 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the plan only")
     parser.add_argument("--probe", type=float, help="seconds per run for estimating its time; 0 for no estimate")
     args = parser.parse_intermixed_args(argv)
-    return exit_status(
-        lambda: reproduce(args), "interrupted: finished batches stay; the same command goes on from here"
-    )
+    told = "interrupted: finished batches stay; the same command goes on from here"
+    return exit_status(lambda: reproduce(args), told, MISTAKES)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from camexp.command import exit_status
+from camexp.command import MISTAKES, exit_status
 from camexp.places import CONFIGS
 from camexp.runner import execute
 
 EMBEDDED_NOTE = (
     "{name}: embedded procedural scenes with a small network; the numbers are not the papers'.\n"
-    "For the papers' data pass dataset=voc2007, coco2014 or severstal (README.md, \"The papers' data\")."
+    "For the papers' data pass dataset=voc2007, coco2014 or severstal (README.md, \"The papers' tables\")."
 )
 
 
@@ -23,8 +23,14 @@ def report(cfg: DictConfig) -> int:
     if str(cfg.dataset.name).startswith("mini"):
         print(EMBEDDED_NOTE.format(name=cfg.dataset.name), file=sys.stderr)
     outcome = execute(cfg)
-    saved = f"; maps of {outcome.maps} pairs saved" if outcome.maps else ", nothing to do"
-    state = f"{outcome.computed} pairs computed" if outcome.computed else f"already finished{saved}"
+    more = [f"maps of {outcome.maps} pairs saved"] if outcome.maps else []
+    more += [f"{outcome.trials} run times taken"] if outcome.trials else []
+    if outcome.computed:
+        state = f"{outcome.computed} pairs computed"
+    elif cfg.runtime.only:
+        state = ", ".join(more) or "run times already taken"
+    else:
+        state = f"already finished{'; '.join(['', *more]) or ', nothing to do'}"
     print(f"{outcome.path}: {state}; {outcome.rows} rows", end="")
     if outcome.failures:
         print(f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again")
@@ -34,10 +40,19 @@ def report(cfg: DictConfig) -> int:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def _main(cfg: DictConfig) -> None:
+def _run(cfg: DictConfig) -> None:
     told = f"interrupted: finished batches are in {cfg.output}; the same command goes on"
-    sys.exit(exit_status(lambda: report(cfg), told))
+    sys.exit(exit_status(lambda: report(cfg), told, MISTAKES))
+
+
+def main() -> None:
+    """Compose the config from the command line and run it."""
+    try:
+        _run()
+    except SystemExit as end:
+        # Hydra itself says what is wrong with an option and ends with 1, which here stands for listed failures
+        sys.exit(2 if isinstance(end.__context__, MISTAKES) else end.code)
 
 
 if __name__ == "__main__":
-    _main()
+    main()

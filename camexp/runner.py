@@ -33,7 +33,8 @@ class Outcome:
 
     Attributes
     ----------
-    computed: pairs; maps: pairs of finished batches that were explained again to save their maps.
+    computed: pairs; maps: pairs of finished batches that were explained again to save their maps; trials: of the
+        run time.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Outcome:
     failures: int
     computed: int
     maps: int = 0
+    trials: int = 0
 
 
 def execute(cfg: DictConfig) -> Outcome:
@@ -105,7 +107,7 @@ class _Run:
             self._write_info(complete=complete or not self.cfg.runtime.only)
         maps = self._save_missing_maps()
         computed = sum(len(keys[n]) for n in todo)
-        return Outcome(self.folder.path, len(self.folder.rows), len(self.folder.failures), computed, maps)
+        return Outcome(self.folder.path, len(self.folder.rows), len(self.folder.failures), computed, maps, missing)
 
     def _keys(self, index: int) -> list[Key]:
         image_id = self.dataset.image_ids[index]

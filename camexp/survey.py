@@ -1,5 +1,6 @@
 """What runs will take before they start: what is missing for them, how many pairs are left, and how long they last."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +101,13 @@ class Surveyor:
         if key not in self._classifiers:
             self._classifiers.clear()  # one network at a time: runs come in the order of the tables
             self._classifiers[key], _ = config.make_classifier(cfg, len(dataset.classes))
-        per_pair, at_least = probe(cfg, dataset, self._classifiers[key], self.budget)
+        try:
+            per_pair, at_least = probe(cfg, dataset, self._classifiers[key], self.budget)
+        except CamexpError:
+            raise
+        except Exception as error:  # of a method's own code; the run itself tells more
+            print(f"{cfg.method.name}: no estimate: {type(error).__name__}: {error}", file=sys.stderr)
+            return None, False
         return per_pair * pairs, at_least
 
 

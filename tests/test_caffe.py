@@ -260,7 +260,9 @@ def test_folding_batch_norms_keeps_the_converted_network() -> None:
     network = converted("resnet50", torchray_file("resnet50"))
     images = as_caffe_feeds(photograph(193, 160)).flip(1)
     expected = network(images)
-    assert fold_batch_norms(network) == 53
+    assert fold_batch_norms(network) == 52  # the first convolution has a bias of its own
+    torch.testing.assert_close(network(images), expected)
+    assert fold_batch_norms(network, biased=True) == 1
     torch.testing.assert_close(network(images), expected)
 
 

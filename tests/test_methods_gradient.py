@@ -1,5 +1,6 @@
 """Methods that explain with the gradient at the input, and occlusion: by hand, by naive references, by captum."""
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -29,6 +30,7 @@ from camexp.methods.smooth_mask import gaussian_blur
 from camexp.methods.smoothgrad import SmoothGrad
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
+from camexp.models.fold import fold_batch_norms
 from camexp.pairs import Pairs
 from camexp.seeding import torch_generator
 
@@ -318,6 +320,20 @@ def test_full_gradients_agree_with_biases_spelt_out_and_sum_to_the_logit() -> No
             assert torch.allclose(term[p], expected[0], rtol=1e-4, atol=1e-6)
     total = torch.stack([term.flatten(1).sum(1) for term in terms]).sum(0)
     assert torch.allclose(total, classifier.logits(images)[pairs.image, pairs.target], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_fullgrad_keeps_its_terms_when_batch_norms_are_folded(biased: bool) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 6, 3, bias=biased), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = nn.Sequential(*layers, nn.Linear(6, 4)).eval()
+    network[1].running_mean.normal_()  # type: ignore[operator, union-attr]
+    network[1].bias.data.normal_()  # type: ignore[operator, union-attr]
+    folded = copy.deepcopy(network)
+    assert fold_batch_norms(folded) == (not biased)
+    images, pairs = make_batch()
+    maps = [FullGrad()(make_classifier(each, layers={}), images, pairs) for each in (network, folded)]
+    torch.testing.assert_close(maps[1], maps[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("scaling", ["sample", "channel"])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
@@ -59,9 +60,7 @@ def test_every_protocol_with_every_data_set_and_model(protocol: str, dataset: st
         cfg = composed(f"protocol={protocol}", f"dataset={dataset}", f"model={model}")
         assert OmegaConf.to_container(cfg.protocol) == expected  # whatever the combination's own file sets
         identity = config.identity(cfg, OneImage(), "weights")
-        recorded = {key: value for key, value in expected.items() if key != "average"}  # which only the report does
-        assert {key: identity.get(f"protocol.{key}") for key in recorded} == recorded
-        assert "protocol.average" not in identity
+        assert {key: identity.get(f"protocol.{key}") for key in expected} == expected
         preprocess = config.make_preprocess(cfg)
         assert (preprocess.size, preprocess.resize) == (expected["size"], expected["resize"])
         assert bool(preprocess.black().any()) == (expected["centring"] == "model")
@@ -89,14 +88,13 @@ def test_paper_is_the_default() -> None:
         "size": 224,
         "centring": "model",
         "fill": "fed_zero",
-        "average": "micro",
     }
     assert composed().metrics.drop.rule == composed().metrics.increase.rule == "strict"
 
 
 def test_what_the_others_change() -> None:
     assert differing("igcam_released") == {"name": "igcam_released", "centring": "none"}
-    torchray = {"name": "torchray", "score": "sigmoid", "resize": "shorter_side", "average": "macro"}
+    torchray = {"name": "torchray", "score": "sigmoid", "resize": "shorter_side"}
     assert differing("torchray") == torchray
 
 
@@ -146,10 +144,9 @@ def test_bad_preprocessing_is_named(make, message: str) -> None:
         make()
 
 
-def test_bad_average_is_named() -> None:
-    cfg = composed("protocol.average=median", "model.checkpoint=random", "model.width=0.0625", "device=cpu")
-    with pytest.raises(CamexpError, match=r"protocol.average must be micro or macro, not 'median'"):
-        config.make_classifier(cfg, 3)
+def test_what_a_table_averages_over_is_not_an_option_of_a_run() -> None:
+    with pytest.raises(HydraException, match="average"):
+        composed("protocol.average=macro")
 
 
 # ------------------------------------------------------------------------------------------ sizes and whole runs

@@ -185,6 +185,47 @@ def test_other_identity_is_refused_and_names_the_fields(tmp_path):
     RunFolder(tmp_path, METRICS, IDENTITY).close()  # the refused one let the lock go
 
 
+def test_a_run_that_computed_nothing_does_not_keep_its_folder(tmp_path):
+    """As after a mistyped option, which may have left its failures that the annotations alone tell."""
+    folder = open_folder(tmp_path)
+    folder.prepare(BATCHES, [failure(BATCHES[0][0])])
+    folder.close()
+    other = RunFolder(tmp_path, METRICS, IDENTITY | {"seed": 1})
+    assert other.read_info() == {}
+    assert other.prepare(BATCHES, []) == [0, 1, 2]
+    other.close()
+    folder = open_folder(tmp_path, overwrite=True)
+    folder.prepare(BATCHES, [])
+    folder.append_timing(timing(0))
+    folder.close()
+    with pytest.raises(CamexpError, match="holds another run"):
+        RunFolder(tmp_path, METRICS, IDENTITY | {"seed": 1})
+
+
+def test_rows_of_other_code_are_refused(tmp_path):
+    finished(tmp_path)
+    RunFolder(tmp_path, METRICS, IDENTITY | {"method_code": "new"}).close()  # rows of before this field go on
+    folder = RunFolder(tmp_path, METRICS, IDENTITY)
+    folder.write_info({"identity": IDENTITY | {"method_code": "old"}})
+    folder.close()
+    with pytest.raises(CamexpError, match="method_code: 'old' -> 'new'"):
+        RunFolder(tmp_path, METRICS, IDENTITY | {"method_code": "new"})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(CamexpError, match=f"cannot write to {tmp_path / 'run'}: Permission denied"):
+        RunFolder(tmp_path / "run", METRICS, IDENTITY)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(CamexpError, match=f"cannot write to {tmp_path / 'run'}: File exists"):
+        RunFolder(tmp_path / "run", METRICS, IDENTITY)
+    assert (tmp_path / "run").is_file()
+
+
 def test_overwrite_starts_anew(tmp_path):
     finished(tmp_path)
     folder = RunFolder(tmp_path, METRICS, IDENTITY | {"seed": 1}, overwrite=True)

@@ -106,6 +106,25 @@ def test_survey_says_what_is_left_and_how_long_it_takes(tmp_path):
     assert "GB are free" in text
 
 
+def test_a_method_that_breaks_does_not_end_the_suite(tmp_path, monkeypatch, capsys):
+    def breaks(self, classifier, images, pairs):
+        raise RuntimeError("a mistake in the method")
+
+    monkeypatch.setattr("camexp.methods.gradcam.GradCAM.__call__", breaks)
+    columns = Column("gradcam", "Grad-CAM"), Column("layercam", "LayerCAM")
+    runs = plan([experiment("minivoc", *columns)], small(tmp_path, "model.checkpoint=random", "runtime.trials=0"))
+    broken, works = Surveyor(budget=20).survey(runs)
+    assert (broken.problem, broken.seconds) == ("", None)
+    assert works.seconds > 0
+    assert "gradcam: no estimate: RuntimeError: a mistake in the method" in capsys.readouterr().err
+    assert reproduce.run_all(runs, jobs=1) == 2
+    told = capsys.readouterr().err
+    assert f"{runs[0].name}: failed: RuntimeError: a mistake in the method" in told
+    assert "in breaks" in told  # where it is
+    assert f"{runs[1].name}: " in told
+    assert len(pd.read_csv(tmp_path / "results/minivoc/resnet50/layercam/records.csv")) > 0
+
+
 def test_a_probe_ends_with_its_budget(tmp_path):
     options = small(tmp_path, "model.checkpoint=random", "forward_batch=1")
     (found,) = Surveyor(budget=1e-9).survey(plan([experiment("minivoc", Column("rise", "RISE"))], options))

@@ -1,6 +1,7 @@
 """One run from the command line: what it writes, how it resumes, and what it says when it cannot go on."""
 
 import json
+import linecache
 import os
 import runpy
 import shutil
@@ -439,6 +440,14 @@ def test_missing_data_say_what_where_and_how(camexp, tmp_path):
     ("override", "message"),
     [
         ("method.m=0", "method.m of igcam must be at least 1, not 0"),
+        ("method.m=2.5", "method.m must be an integer, not 2.5"),
+        ("method.m=true", "method.m must be an integer, not True"),
+        ("method.m=many", "method.m must be an integer, not 'many'"),
+        ("method.layer=fc", "layer 'fc' puts out 8 values per image, not channels of maps"),
+        ("method._target_=gone.Method", "method: cannot import gone.Method"),
+        ("limit=abc", "limit must be an integer, not 'abc'"),
+        ("seed=1.5", "seed must be an integer, not 1.5"),
+        ("runtime.trials=some", "runtime.trials must be an integer, not 'some'"),
         ("limit=0", "limit must be at least 1, not 0"),
         ("batch_size=0", "batch_size must be at least 1, not 0"),
         ("forward_batch=0", "forward_batch must be at least 1, not 0"),
@@ -456,6 +465,51 @@ def test_bad_value_is_named(camexp, override, message):
     ended = camexp("method=igcam", override)
     assert ended.status == 2, ended.err
     assert message in ended.err
+
+
+@pytest.mark.parametrize("option", ["method=nosuch", "model=resnet5", "method.layr=x", "metrics.ebgp.scaling=clip"])
+def test_an_option_that_there_is_not_is_a_mistake(tmp_path, option):
+    """In a process of its own, because Hydra ends that."""
+    process = start(options(tmp_path, tmp_path / "run", option), tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert option.partition("=")[0].rpartition(".")[2] in err or option.partition("=")[2] in err
+
+
+def test_a_mistyped_run_does_not_block_its_folder(camexp):
+    assert camexp("method=hirescam", "method.layer=layer9").status == 2
+    assert camexp("method=hirescam").status == 0
+
+
+OWN = """from dataclasses import dataclass
+
+import torch
+
+@dataclass(frozen=True)
+class Own:
+    def __call__(self, classifier, images, pairs):
+        return torch.ones(len(pairs), *images.shape[2:]) * {}
+"""
+
+
+def test_rows_of_another_formula_are_never_mixed(camexp, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("method=uniform", "method._target_=mixed_method.Own", "limit=2")
+    for text, status in ((OWN.format(1), 0), ("# a remark\n" + OWN.format(1), 0), (OWN.format(2), 2)):
+        (tmp_path / "mixed_method.py").write_text(text)
+        monkeypatch.delitem(sys.modules, "mixed_method", raising=False)
+        linecache.clearcache()
+        ended = camexp(*given)
+        assert ended.status == status, ended.err
+    assert "method_code: " in ended.err
+    assert "overwrite=true" in ended.err
+
+
+def test_run_times_alone_say_so(camexp):
+    ended = camexp("method=uniform", "runtime.only=true")
+    assert (ended.status, "1 run times taken; 0 rows" in ended.out) == (0, True)
+    assert "run times already taken" in camexp("method=uniform", "runtime.only=true").out
 
 
 def test_checkpoint_that_does_not_fit_names_its_keys(camexp, tmp_path):

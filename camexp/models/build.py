@@ -81,7 +81,7 @@ def _scaled(channels: int, width: float) -> int:
 
 def fold_vgg_batch_norm(network: nn.Module) -> nn.Module:
     """A trained `vgg16_bn` as a plain `vgg16` with the same outputs: each batch norm folded into its convolution."""
-    fold_batch_norms(network.eval())
+    fold_batch_norms(network.eval(), biased=True)
     assert isinstance(network.features, nn.Sequential)
     network.features = nn.Sequential(*(layer for layer in network.features if not isinstance(layer, nn.Identity)))
     return network

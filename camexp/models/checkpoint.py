@@ -66,7 +66,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many types for a corrupt file
         reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file has no text
-        raise CamexpError(f"cannot read the checkpoint {path.absolute()}: {reason}") from error
+        raise CamexpError(
+            f"cannot read the checkpoint {path.absolute()}: {type(error).__name__}: {reason}\n"
+            "It is damaged, or neither a .safetensors nor a torch file; fetch or save it again."
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -251,6 +251,7 @@ class Classifier:
             found: dict[str, Tensor] = {}
 
             def keep(name: str, output: Tensor) -> Tensor:
+                _require_maps(name, output)
                 found[name] = output.clone()  # what follows may change its input in place
                 return output
 
@@ -279,6 +280,7 @@ class Classifier:
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
+            _require_maps(name, output)
             if not found:
                 output = output.detach().requires_grad_() if self.tail_backward else _carried_back(output, inputs)
             found[name] = output
@@ -383,6 +385,14 @@ class Classifier:
             with torch.enable_grad():
                 total = score(logits, column).sum()
             yield torch.autograd.grad(total, inputs, materialize_grads=True, retain_graph=keep or j < last)
+
+
+def _require_maps(name: str, output: Tensor) -> None:
+    if output.dim() != 4:
+        shape = "x".join(map(str, output.shape[1:]))
+        raise CamexpError(
+            f"layer {name!r} puts out {shape} values per image, not channels of maps; choose another layer"
+        )
 
 
 def _carried_back(output: Tensor, inputs: Tensor) -> Tensor:

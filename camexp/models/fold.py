@@ -3,8 +3,11 @@
 from torch import fx, nn
 
 
-def fold_batch_norms(network: nn.Module) -> int:
+def fold_batch_norms(network: nn.Module, biased: bool = False) -> int:
     """Fold every batch norm that alone follows a convolution, in place; returns how many were folded.
+
+    Convolutions with a bias of their own are left as they are unless `biased`: FullGrad has a term for each bias, and
+    two that become one are another map.
 
     The convolution takes over scale and shift, gamma / sqrt(var + eps) and beta - mean gamma / sqrt(var + eps), and
     the batch norm becomes an identity of the same name, so that layers keep their paths and outputs. The network
@@ -23,7 +26,9 @@ def fold_batch_norms(network: nn.Module) -> int:
             continue
         convolution, norm = modules[before.target], modules[node.target]
         alone = len(before.users) == 1 and calls.count(before.target) == calls.count(node.target) == 1
-        if alone and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if not (alone and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+            continue
+        if biased or convolution.bias is None:
             network.set_submodule(str(before.target), nn.utils.fuse_conv_bn_eval(convolution, norm))
             network.set_submodule(str(node.target), nn.Identity())
             folded += 1
