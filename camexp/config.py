@@ -94,7 +94,7 @@ def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
             raise CamexpError(f"{where}.{name} must be {' or '.join(text for _, text in known)}, not {value!r}")
 
 
-WHOLE = ("limit", "seed", "batch_size", "forward_batch", "save_maps", "runtime.trials", "runtime.warmup")
+WHOLE = ("limit", "seed", "batch_size", "forward_batch", "runtime.trials", "runtime.warmup")
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -108,7 +108,6 @@ def check_numbers(cfg: DictConfig) -> None:
 
 def make_dataset(cfg: DictConfig) -> Dataset:
     """The data set, cut to its first `limit` images."""
-    check_numbers(cfg)
     dataset: Dataset = _make(cfg.dataset, "dataset")
     if cfg.limit is not None:
         if cfg.limit < 1:

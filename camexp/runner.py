@@ -54,6 +54,7 @@ def execute(cfg: DictConfig) -> Outcome:
     """
     if cfg.keep_freed_memory:
         keep_freed_memory()
+    config.check_numbers(cfg)
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)
     classifier, weights = config.make_classifier(cfg, len(dataset.classes))

@@ -71,6 +71,7 @@ class Surveyor:
     def _prospect(self, run: PlannedRun) -> Prospect:
         try:
             cfg = compose_config(list(run.overrides))
+            config.check_numbers(cfg)
             missing = [problem for part in (self._dataset, config.checkpoint_path) if (problem := _problem(part, cfg))]
             if missing:
                 return Prospect(run, "\n".join(missing))

@@ -46,7 +46,7 @@ def plain_network(name: str, fold: bool = True) -> nn.Module:
             module.running_mean.normal_()
         module.inplace = False  # type: ignore[assignment]
     if fold:
-        fold_batch_norms(network)
+        fold_batch_norms(network, biased=True)
     return network.to(memory_format=torch.channels_last)
 
 
