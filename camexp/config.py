@@ -225,7 +225,7 @@ def code_hash(target: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list) and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
 
 
 def _is_text(node: ast.AST) -> bool:
