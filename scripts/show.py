@@ -27,12 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from camexp import config
-from camexp.command import exit_status
+from camexp.command import MISTAKES, exit_status
 from camexp.config import CONFIGS, compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
@@ -220,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", metavar="option=value")
     own, overrides = split_options(parser.parse_args(argv).options)
-    return exit_status(lambda: draw(own, overrides), mistakes=(CamexpError, HydraException, OmegaConfBaseException))
+    return exit_status(lambda: draw(own, overrides), mistakes=MISTAKES)
 
 
 if __name__ == "__main__":

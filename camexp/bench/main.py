@@ -19,8 +19,6 @@ from io import StringIO
 from pathlib import Path
 
 import torch
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from camexp.bench import guard, scaling, techniques
@@ -30,7 +28,7 @@ from camexp.bench.page import summary, write_page
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
 from camexp.bench.table import Bench, Store, made_with
-from camexp.command import exit_status
+from camexp.command import MISTAKES, exit_status
 from camexp.config import CONFIGS, make_device
 from camexp.errors import CamexpError
 from camexp.files import write_atomically
@@ -194,4 +192,4 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    return exit_status(lambda: measure(args), mistakes=(CamexpError, HydraException, OmegaConfBaseException))
+    return exit_status(lambda: measure(args), mistakes=MISTAKES)
