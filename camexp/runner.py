@@ -108,7 +108,8 @@ class _Run:
             self._write_info(complete=complete or not self.cfg.runtime.only)
         maps = self._save_missing_maps()
         computed = sum(len(keys[n]) for n in todo)
-        return Outcome(self.folder.path, len(self.folder.rows), len(self.folder.failures), computed, maps, missing)
+        taken = missing - self._missing_trials()  # what cannot be read is not timed
+        return Outcome(self.folder.path, len(self.folder.rows), len(self.folder.failures), computed, maps, taken)
 
     def _keys(self, index: int) -> list[Key]:
         image_id = self.dataset.image_ids[index]
