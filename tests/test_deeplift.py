@@ -1,15 +1,17 @@
 """DeepLIFT against hand computations, the paper's formulas written as loops, captum, and its axiom."""
 
+import copy
 from itertools import pairwise
 
 import pytest
 import torch
 from captum.attr import DeepLift
-from conftest import make_batch, make_classifier, tiny_network
+from conftest import Operations, make_batch, make_classifier, tiny_network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from camexp.errors import CamexpError
+from camexp.methods import _deeplift_secants
 from camexp.methods.deeplift import DeepLIFT
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
@@ -354,6 +356,26 @@ def test_contributions_depend_neither_on_batch_nor_on_forward_batch(rule: str) -
         alone = Pairs(torch.tensor([0]), torch.tensor([target]), (image_id,))
         found = DeepLIFT(rule)(classifier, images[image : image + 1], alone)[0]
         assert torch.allclose(found, maps[p], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+@pytest.mark.parametrize("rule", NONLINEAR)
+def test_contributions_do_not_depend_on_how_products_and_secants_are_computed(
+    rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, pairs = make_batch()
+    large = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(16), nn.Flatten())
+    large = nn.Sequential(*large, nn.Linear(64 * 256, 80), nn.ReLU(), nn.Linear(80, 4))
+    shake(large)
+    switches = {"packed_weights": False, "onednn_linear": False}
+    expected = DeepLIFT(rule)(make_classifier(copy.deepcopy(large), layers={}, **switches), images, pairs)
+    with Operations() as operations:
+        found = DeepLIFT(rule)(make_classifier(large, layers={}), images, pairs)
+    assert operations.count("_convolution_pointwise") > 0
+    assert operations.count("_linear_pointwise") > 0
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(_deeplift_secants, "PIECE", 100)  # a row of the maps at a time
+    torch.testing.assert_close(DeepLIFT(rule)(make_classifier(large, layers={}), images, pairs), found)
 
 
 @pytest.mark.parametrize("rule", NONLINEAR)

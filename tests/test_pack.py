@@ -66,6 +66,14 @@ def test_products_are_the_same(shape: dict[str, int]) -> None:
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_order_serves_any_number_of_several_images() -> None:
+    plain, packed = pair(kernel_size=3)
+    with Packed() as counted:
+        for count, made in ((5, 1), (2, 1), (7, 1), (1, 2), (3, 3)):
+            torch.testing.assert_close(packed(images(count, 8, 6, 6)), plain(images(count, 8, 6, 6)))
+            assert counted.made == made
+
+
 def test_order_is_made_once_for_a_shape_and_again_for_other_weights() -> None:
     plain, packed = pair(kernel_size=3)
     with Packed() as counted:

@@ -50,18 +50,30 @@ class Difference:
         """A linear function without negative weights: of the reference and of every part."""
         return Difference(function(self.reference), tuple(function(part) for part in self.parts))
 
-    def weighted(self, function: Callable[..., Tensor], weight: Tensor, bias: Tensor | None) -> "Difference":
+    def weighted(
+        self,
+        function: Callable[..., Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        usual: Callable[..., Tensor] | None = None,
+    ) -> "Difference":
         """The Linear rule for `function(x, weight, bias)` with many inputs (section 3.5.1).
 
         D_y = W D,   D_y+ = sum_i [w_i D_i > 0] w_i D_i = (W D + |W| |D|) / 2,   D_y- = (W D - |W| |D|) / 2
 
         |D| is D times its constant sign, which is 0 where D's parts cancel, as they do in a unit that is off
         for image and reference: such a unit passes half of its weight to each part, as the paper has it.
+
+        Parameters
+        ----------
+        usual: the same function, where `function` is made for many rows and the network's own weights.
         """
-        reference, total = function(self.reference, weight, bias), function(self.total, weight, None)
+        usual = usual or function
+        reference = (usual if len(self) > 1 else function)(self.reference, weight, bias)
+        total = function(self.total, weight, None)
         if len(self.parts) == 1:
             return Difference(reference, (total,))
-        magnitude = function(self.total * self._sign(), weight.abs(), None)
+        magnitude = usual(self.total * self._sign(), weight.abs(), None)
         slack = NEGLIGIBLE * magnitude.detach()
         return Difference(reference, tuple(settle((total + m) / 2, slack) for m in (magnitude, -magnitude)))
 
@@ -88,7 +100,7 @@ class Difference:
         """
         x = self.reference
         if len(self.parts) == 1:  # beside x a change that is negligible adds nothing to the slack
-            return Difference(reference, (secant(x, self.parts[0], NEGLIGIBLE * x.abs()),))
+            return Difference(reference, (secant(x, self.parts[0], None),))
         slack = NEGLIGIBLE * (x.abs() + self._scale())
         plus, minus = self.parts
         with torch.no_grad():

@@ -1,6 +1,6 @@
 """Rises of nonlinear functions as multiplier times change: what DeepLIFT's two nonlinear rules are made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from torch import Tensor
 NEGLIGIBLE = 1e-6
 """A change of less than this share of the value is taken for rounding."""
 
-Secant = Callable[[Tensor, Tensor, Tensor], Tensor]
+Secant = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """secant(x, change, slack) of a function f: f(x + change) - f(x), written as multiplier * change with a constant
-multiplier; what is not above `slack` is rounding."""
+multiplier; what is not above `slack`, by default the negligible share of x, is rounding."""
 
 
 def settle(values: Tensor, slack: Tensor) -> Tensor:
@@ -21,23 +21,71 @@ def settle(values: Tensor, slack: Tensor) -> Tensor:
     return values - values.detach().where(values.abs() <= slack, 0.0)
 
 
-def multiplier(rise: Tensor, change: Tensor, slack: Tensor, slope: Tensor | float) -> Tensor:
+def multiplier(rise: Tensor, change: Tensor, slack: Tensor, slope: Tensor, out: Tensor | None = None) -> Tensor:
     """rise / change, or the slope where the change is negligible, as the paper advises; it overwrites the rise."""
-    return torch.where(change.abs() > slack, rise.div_(change), slope)  # what is not taken may be infinite
+    return torch.where(change.abs() > slack, rise.div_(change), slope, out=out)  # what is not taken may be infinite
+
+
+class _Product(torch.autograd.Function):
+    """What was computed before as multiplier * change, as a function of the change alone."""
+
+    @staticmethod
+    def forward(ctx, change: Tensor, product: Tensor, multiplier: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(multiplier)
+        return product
+
+    @staticmethod
+    def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
+        (multiplier,) = ctx.saved_tensors
+        return upper * multiplier, None, None
+
+
+PIECE = 2**17
+"""Values of every tensor that are worked on at once: they stay in the processor's caches from step to step."""
+
+
+def pieces(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
+    """Where the parts of one image's values (1,...) are that are worked on at once: some rows of maps (1,K,h,w)."""
+    if len(shape) < 4:
+        yield (slice(None),)
+        return
+    height = shape[2]
+    rows = max(1, PIECE * height // max(1, shape[1:].numel()))
+    for start in range(0, height, rows):
+        yield slice(None), slice(None), slice(start, start + rows)
+
+
+def row(tensor: Tensor, image: int) -> Tensor:
+    """What a tensor (P,...), or (1,...) for all, has for one image, (1,...)."""
+    return tensor[image : image + 1] if len(tensor) > 1 else tensor
 
 
 def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
     """Of a function of single values."""
 
-    def secant(x: Tensor, change: Tensor, slack: Tensor) -> Tensor:
+    def value_and_slope(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            start = function(point)
-            (slope,) = torch.autograd.grad(start.sum(), point)
+            value = function(point)
+            (slope,) = torch.autograd.grad(value.sum(), point)
+        return value.detach(), slope
+
+    def secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
+        m, product = torch.empty_like(change), torch.empty_like(change)
         with torch.no_grad():
-            rise = function(x + change).sub_(start)
-            m = multiplier(rise, change, slack, slope)
-        return m * change
+            for where in pieces(change.shape):
+                for image in range(len(change)):
+                    if image == 0 or len(x) > 1:
+                        start = row(x, image)[where]
+                        before, slope = value_and_slope(start)
+                        negligible = NEGLIGIBLE * start.abs()
+                    if slack is not None:
+                        negligible = row(slack, image)[where]
+                    c, found = row(change, image)[where], row(m, image)[where]
+                    rise = function(start + c).sub_(before)
+                    multiplier(rise, c, negligible, slope, out=found)
+                    torch.mul(found, c, out=row(product, image)[where])
+        return _Product.apply(change, product, m)
 
     return secant
 
@@ -53,17 +101,19 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
     def at(values: Tensor, positions: Tensor) -> Tensor:
         return values.flatten(2).gather(2, positions.flatten(2)).view_as(positions)
 
-    def secant(x: Tensor, change: Tensor, slack: Tensor) -> Tensor:
+    def secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
         with torch.no_grad():
-            x = x.expand_as(change)
+            if slack is None:
+                slack = NEGLIGIBLE * x.abs()
             y = settle(x + change, slack)
             (before, first), (after, second), (slack, _) = pool(x), pool(y), pool(slack)
+            before, first = before.expand_as(after), first.expand_as(second)
             rises = (after > before) & (at(y, first) < after - slack)
-            stays = (after <= before) & (at(x, second) >= before - slack)
+            stays = (after <= before) & (at(x.expand_as(y), second) >= before - slack)
             winner = torch.where(rises | stays, second, first)
         moved = at(change, winner)  # (P, K, h, w)
         with torch.no_grad():
-            m = multiplier(after - before, moved, slack, 1.0)
+            m = multiplier(after - before, moved, slack, moved.new_ones(()))
         return m * moved
 
     return secant

@@ -24,6 +24,12 @@ class LinearProduct:
 
     def __call__(self, input: Tensor) -> Tensor:
         weight, bias = self.linear.weight, self.linear.bias
+        if onednn.has_own_rule(input):
+            return input.weighted(self.product, weight, bias)
+        return self.product(input, weight, bias)
+
+    def product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b (N,K) of rows x (N,C)."""
         if not (onednn.takes(input, weight, bias) and input.ndim == 2 and input.shape[1] == weight.shape[1]):
             return F.linear(input, weight, bias)
         recorded = torch.is_grad_enabled() and input.requires_grad

@@ -23,6 +23,11 @@ def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+def has_own_rule(rows: object) -> bool:
+    """Whether it is no tensor, but something that says itself what its product with weights is, by `weighted`."""
+    return not isinstance(rows, Tensor) and hasattr(type(rows), "weighted")
+
+
 def _of_numbers(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.layout == torch.strided
 

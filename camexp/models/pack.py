@@ -14,8 +14,9 @@ class PackedProduct:
 
     On a CPU oneDNN computes with weights in blocks whose order depends on the shape of the images; PyTorch brings them
     into that order in every pass, which for a single image can take longer than the product itself. Here the orders
-    for the last shape are kept, beside the weights themselves. Passes with a graph of the weights, in bfloat16, on
-    another device, of images that are not in channels-last order, or of what oneDNN does not take are left to PyTorch.
+    for the last form of images (`_form`) are kept, beside the weights themselves. Passes with a graph of the weights,
+    in bfloat16, on another device, of images that are not in channels-last order, or of what oneDNN does not take are
+    left to PyTorch.
     """
 
     def __init__(self, convolution: nn.Conv2d):
@@ -23,8 +24,14 @@ class PackedProduct:
         self.forth, self.back = Kept(), Kept()
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if onednn.has_own_rule(images):
+            return images.weighted(self, weight, bias, self.usual)
         found = self.product(images, weight, bias)
-        return nn.Conv2d._conv_forward(self.convolution, images, weight, bias) if found is None else found
+        return self.usual(images, weight, bias) if found is None else found
+
+    def usual(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The convolution as PyTorch computes it."""
+        return nn.Conv2d._conv_forward(self.convolution, images, weight, bias)
 
     def product(
         self,
@@ -63,7 +70,7 @@ class PackedProduct:
         """`product` of what is taken, without a graph."""
         mkldnn, geometry, size = torch.ops.mkldnn, self.geometry, images.shape
         order = self.forth(
-            weight, (size, *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
+            weight, (*_form(size), *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
         )
         if plus is None:
             return mkldnn._convolution_pointwise(images, order, bias, *geometry, then, [], "")
@@ -86,7 +93,7 @@ class PackedProduct:
         geometry = padding, self._beyond_the_windows(size), stride, dilation, groups
         order = self.back(
             weight,
-            (size, *self.geometry),
+            (*_form(size), *self.geometry),
             lambda: mkldnn._reorder_convolution_transpose_weight(weight, *geometry, upper.shape),
         )
         return mkldnn._convolution_transpose_pointwise(upper, order, None, *geometry, "none", [], "")
@@ -121,6 +128,11 @@ class Kept:
         if last is None or last[1] != use or not last[0].is_set_to(weight):
             self.last = last = weight.detach(), use, make()
         return last[2]
+
+
+def _form(size: torch.Size) -> tuple[int, ...]:
+    """What oneDNN's order of weights depends on: whether there is more than one image, and their shape."""
+    return min(size[0], 2), *size[1:]
 
 
 class _Recorded(torch.autograd.Function):
