@@ -1,5 +1,8 @@
 """What is left to oneDNN, a CPU's library of products, and what to PyTorch."""
 
+from collections.abc import Callable
+from typing import Any, Protocol, TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -23,8 +26,21 @@ def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def has_own_rule(rows: object) -> bool:
-    """Whether it is no tensor, but something that says itself what its product with weights is, by `weighted`."""
+class OwnRule(Protocol):
+    """What is no tensor, but goes through a network like one."""
+
+    def weighted(
+        self,
+        function: Callable[..., Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
+        usual: Callable[..., Tensor] | None = None,
+    ) -> Any:
+        """Its product with weights, made of `function(x, weight, bias)` of tensors x; `usual`: PyTorch's own."""
+
+
+def has_own_rule(rows: object) -> TypeGuard[OwnRule]:
+    """Whether the rows are no tensor, but say themselves what their product with weights is."""
     return not isinstance(rows, Tensor) and hasattr(type(rows), "weighted")
 
 
