@@ -1,15 +1,10 @@
-"""From a composed Hydra config to the parts of a run: data set, classifier, method, metrics, identity."""
+"""From a composed Hydra config to the parts of a run: data set, classifier, method, metrics."""
 
-import ast
 import dataclasses
-import hashlib
-import inspect
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from camexp.checks import check_types
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.methods.base import Method
@@ -28,9 +24,6 @@ from camexp.models.fold import fold_batch_norms
 from camexp.models.forward_batch import ON_CPU, largest_batch
 from camexp.models.preprocess import Preprocess
 from camexp.places import CONFIGS
-
-NOT_IDENTITY = ("root", "hint", "checkpoint", "name", "cache")
-"""Keys of `dataset` and `model` that name places, not numbers; content is identified by hashes."""
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -63,47 +56,6 @@ def _make(node: DictConfig, where: str) -> Any:
         if isinstance(inner, TypeError):
             raise CamexpError(f"{node.get('_target_')}: {inner}") from error
         raise
-
-
-KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "an integer"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    str: ((str,), "a text"),
-}
-"""By annotation: the types of values that a config may give, and what they are called."""
-
-
-def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
-    """Compare values of a config with the annotations of a dataclass; parameters of other types are let through.
-
-    Raises
-    ------
-    CamexpError: for a value of another type.
-    """
-    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
-    for name, value in given.items():
-        hint = hints.get(name)
-        options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
-        if not all(option in KINDS or option is NoneType for option in options):
-            continue
-        if value is None and NoneType in options:
-            continue
-        known = [KINDS[option] for option in options if option in KINDS]
-        if not any(type(value) in types for types, _ in known):
-            raise CamexpError(f"{where}.{name} must be {' or '.join(text for _, text in known)}, not {value!r}")
-
-
-WHOLE = ("limit", "seed", "batch_size", "forward_batch", "runtime.trials", "runtime.warmup")
-
-
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise CamexpError where a run's option is not the whole number that it must be."""
-    allowed = {"limit": (None,), "forward_batch": ("auto",)}
-    for name in WHOLE:
-        value = OmegaConf.select(cfg, name)
-        if type(value) is not int and value not in allowed.get(name, ()):
-            raise CamexpError(f"{name} must be an integer, not {value!r}")
 
 
 def make_dataset(cfg: DictConfig) -> Dataset:
@@ -191,56 +143,3 @@ def variant(method: Method) -> dict[str, Any]:
         for field in dataclasses.fields(method)
         if field.name != "seed" and getattr(method, field.name) != field.default
     }
-
-
-def identity(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
-    """Everything that the numbers of a run depend on, flat: config fields, weights, and the list of pairs."""
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    fields: dict[str, Any] = {}
-    for group in ("dataset", "model", "method", "protocol", "metrics"):
-        ignored = NOT_IDENTITY if group in ("dataset", "model") else ()
-        fields |= {k: v for k, v in _flat(plain[group], group).items() if k.rpartition(".")[2] not in ignored}
-    for key in ("seed", "limit", "batch_size", "precision"):
-        fields[key] = plain[key]
-    fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
-    return fields | {
-        "method_code": code_hash(plain["method"]["_target_"]),
-        "weights_sha256": weights,
-        "pairs_sha256": pairs_hash(dataset),
-        "annotations_sha256": dataset.annotations_sha256,
-    }
-
-
-def code_hash(target: str) -> str:
-    """Beginning of the SHA-256 of the module that `target`, a dotted name, is in; comments and docstrings do not count.
-
-    Empty for what has no source. What the module imports does not count either.
-    """
-    try:
-        tree = ast.parse(inspect.getsource(inspect.getmodule(get_object(target)) or target))  # type: ignore[arg-type]
-    except (TypeError, OSError, SyntaxError):
-        return ""
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-            node.body = [part for part in body if not _is_text(part)] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def pairs_hash(dataset: Dataset) -> str:
-    """SHA-256 over the image ids, in order, with the classes to explain in each."""
-    digest = hashlib.sha256()
-    for image_id, targets in zip(dataset.image_ids, dataset.targets, strict=True):
-        digest.update(f"{image_id}:{','.join(str(t.class_id) for t in targets)}\n".encode())
-    return digest.hexdigest()
-
-
-def _flat(node: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(node, dict):
-        return {prefix: node}
-    return {k: v for name, child in node.items() for k, v in _flat(child, f"{prefix}.{name}").items()}

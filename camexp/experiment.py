@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS
 from camexp.errors import CamexpError
 from camexp.methods import FAMILIES
+from camexp.places import CONFIGS
 
 NAMES = {
     "cam": "CAM",

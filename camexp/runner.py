@@ -11,10 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from camexp import config, trials
+from camexp.checks import check_numbers
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
 from camexp.explain import Explainer, clock
 from camexp.files import write_atomically
+from camexp.identity import identify
 from camexp.loading import load_batches
 from camexp.maps import MapSaver
 from camexp.measure import measure
@@ -54,11 +56,11 @@ def execute(cfg: DictConfig) -> Outcome:
     """
     if cfg.keep_freed_memory:
         keep_freed_memory()
-    config.check_numbers(cfg)
+    check_numbers(cfg)
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)
     classifier, weights = config.make_classifier(cfg, len(dataset.classes))
-    identity = config.identity(cfg, dataset, weights)
+    identity = identify(cfg, dataset, weights)
     folder = RunFolder(Path(cfg.output), list(metrics), identity, cfg.overwrite)
     try:
         return _Run(cfg, dataset, classifier, method, metrics, identity, folder).execute()

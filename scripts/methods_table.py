@@ -12,9 +12,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS
 from camexp.experiment import label_of
 from camexp.methods import FAMILIES
+from camexp.places import CONFIGS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 

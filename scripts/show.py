@@ -31,12 +31,13 @@ from omegaconf import DictConfig
 
 from camexp import config
 from camexp.command import MISTAKES, exit_status
-from camexp.config import CONFIGS, compose_config
+from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.maps import write_image
 from camexp.methods import FAMILIES
 from camexp.pictures import COLOURS, SheetRow, sheet
+from camexp.places import CONFIGS
 from camexp.show import MapMaker, Shown, ShownMaps, ground_truth_row, map_rows, maps_of_all, show_all
 
 OWN_OPTIONS = ("index", "image_id", "methods", "output", "height", "across", "colours")

@@ -6,8 +6,8 @@ from types import ModuleType
 import pytest
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS
 from camexp.methods import FAMILIES
+from camexp.places import CONFIGS
 
 ROOT = CONFIGS.parent
 

@@ -17,6 +17,7 @@ from camexp.config import compose_config
 from camexp.datasets.base import Dataset, Sample, Target
 from camexp.datasets.mini import minivoc
 from camexp.errors import CamexpError
+from camexp.identity import identify
 from camexp.maps import INDEX_COLUMNS, MapSaver, chosen_images, evenly_spread, fed_pixels, file_stem, read_saved
 from camexp.methods.base import scale_to_unit
 from camexp.methods.gradcam import GradCAM
@@ -410,7 +411,7 @@ def test_overwrite_deletes_maps_and_nothing_of_others(data, tmp_path):
 
 def test_number_of_maps_is_not_part_of_the_identity(data, bare, with_maps):
     dataset = config.make_dataset(cfg(data, bare))
-    one, other = (config.identity(cfg(data, bare, f"save_maps={n}"), dataset, "") for n in (0, 9))
+    one, other = (identify(cfg(data, bare, f"save_maps={n}"), dataset, "") for n in (0, 9))
     assert one == other
 
 

@@ -3,12 +3,15 @@
 import pytest
 import torch
 from conftest import make_batch, make_classifier, tiny_network
+from torch import nn
 
 from camexp.errors import CamexpError
 from camexp.methods.gradcam import GradCAM
 from camexp.methods.rise import RISE
 from camexp.methods.scorecam import ScoreCAM
-from camexp.models.forward_batch import ON_CPU, largest_batch
+from camexp.models import forward_batch
+from camexp.models.forward_batch import ON_CPU, graph_bytes, largest_batch
+from camexp.models.speed_up import speed_up
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -63,8 +66,27 @@ def test_compiled_passes_agree_for_every_batch_size(monkeypatch):
     assert len(shapes) == 3
 
 
-def test_forward_batch_on_the_cpu_needs_no_trial():
+def test_forward_batch_on_the_cpu_is_that_of_small_graphs():
     assert largest_batch(tiny_network(), torch.device("cpu"), 16) == ON_CPU
+
+
+@pytest.mark.parametrize(("graphs", "batch"), [(0.5, 1), (1, 1), (3.9, 2), (4, 4), (100, 16)])
+def test_forward_batch_on_the_cpu_bounds_the_graph(monkeypatch, graphs, batch):
+    network, images = tiny_network().requires_grad_(False), torch.zeros(1, 3, 16, 16)
+    monkeypatch.setattr(forward_batch, "GRAPH_ON_CPU", graphs * graph_bytes(network, images))
+    assert largest_batch(network, torch.device("cpu"), 16) == batch
+
+
+def test_graph_is_what_layers_keep():
+    layers = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Dropout(), nn.Conv2d(4, 5, 1), nn.ReLU()
+    network = nn.Sequential(*layers).eval().requires_grad_(False)
+    # the images, and two maps that are what a ReLU keeps and what the next convolution keeps
+    assert graph_bytes(network, torch.zeros(1, 3, 8, 8)) == 4 * 64 * (3 + 4 + 5)
+    network = network.to(memory_format=torch.channels_last)
+    speed_up(network, packed_weights=True, fused_activations=False, onednn_linear=False)
+    packed = torch.zeros(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    kept_by_pytorch = 0 if torch.backends.mkldnn.is_available() else 3
+    assert graph_bytes(network, packed) == 4 * 64 * (kept_by_pytorch + 4 + 5)  # packed convolutions keep no images
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from camexp import config
 from camexp.datasets.base import Dataset, Sample, Target
 from camexp.datasets.mini import minivoc
 from camexp.errors import CamexpError
+from camexp.identity import identify
 from camexp.methods.igcam import IntegratedGradCAM
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
@@ -59,7 +60,7 @@ def test_every_protocol_with_every_data_set_and_model(protocol: str, dataset: st
     for model in names("model"):
         cfg = composed(f"protocol={protocol}", f"dataset={dataset}", f"model={model}")
         assert OmegaConf.to_container(cfg.protocol) == expected  # whatever the combination's own file sets
-        identity = config.identity(cfg, OneImage(), "weights")
+        identity = identify(cfg, OneImage(), "weights")
         assert {key: identity.get(f"protocol.{key}") for key in expected} == expected
         preprocess = config.make_preprocess(cfg)
         assert (preprocess.size, preprocess.resize) == (expected["size"], expected["resize"])

@@ -13,13 +13,14 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS, compose_config
+from camexp.config import compose_config
 from camexp.errors import CamexpError
 from camexp.experiment import Column, Experiment, load_experiment, run_name
+from camexp.places import CONFIGS
 from camexp.plan import plan
 from camexp.records import PAIR_COLUMNS
 from camexp.report import latex
-from camexp.report.build import PUBLISHED
+from camexp.report.build import PUBLISHED, build_tables
 from camexp.report.collect import read_results, runs_by_name
 from camexp.report.main import FORMATS, print_report
 from camexp.report.markdown import render
@@ -87,6 +88,25 @@ def test_other_data_and_unfinished_runs_are_shown_but_not_compared(tmp_path):
         text = render(experiment, cells)
         assert ("not the papers'" in text) == (dataset == "minivoc")
         assert ("Unfinished" in text) == (dataset == "voc2007")
+
+
+def test_a_method_of_ones_own_stands_beside_gradcam(tmp_path):
+    write_run(tmp_path, "minivoc", "gradcam", [("a", 0, 0.5), ("b", 0, 0.6)])
+    write_run(tmp_path, "minivoc", "gradcam", [("a", 0, 0.1)], {"layer": "layer3"})
+    write_run(tmp_path, "ministeel", "gradcam", [("a", 0, 0.2)])
+    write_run(tmp_path, "minivoc", "mine", [("a", 0, 0.7), ("b", 0, 0.8)])
+    (table,) = [t for t in build_tables(read_results(tmp_path)) if t.experiment.name == "runs_minivoc"]
+    assert [column.label for column in table.experiment.columns] == ["Grad-CAM", "Grad-CAM, layer=layer3", "mine"]
+    ours = next(line for line in render(table.experiment, table.cells).splitlines() if "EBPG" in line)
+    assert [cell.strip() for cell in ours.split("|")[3:6]] == ["<u>55.0</u>", "10.0", "**75.0**"]
+
+
+def test_other_protocols_have_no_yardstick_of_this_one(tmp_path):
+    write_run(tmp_path, "minivoc", "gradcam", [("a", 0, 0.5)])
+    identity = {"protocol.name": "torchray"}
+    write_run(tmp_path, "minivoc", "mine", [("a", 0, 0.7)], identity=identity)
+    (table,) = [t for t in build_tables(read_results(tmp_path)) if t.experiment.name == "runs_minivoc"]
+    assert [column.label for column in table.experiment.columns] == ["mine, torchray"]
 
 
 def test_a_cell_without_a_run_is_empty_and_named(tmp_path):

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from camexp import reproduce
-from camexp.config import CONFIGS, compose_config
+from camexp.config import compose_config
 from camexp.errors import CamexpError
 from camexp.experiment import Column, Experiment, load_experiment, load_suite, probe_seconds
 from camexp.methods import FAMILIES
+from camexp.places import CONFIGS
 from camexp.plan import overrides_of, plan
 from camexp.survey import Surveyor, describe, duration
 

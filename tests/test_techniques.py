@@ -22,6 +22,7 @@ from camexp.bench.techniques import MEMORY, TECHNIQUES, Workbench, batches
 from camexp.bench.watch import Trial
 from camexp.errors import CamexpError
 from camexp.explain import Explainer, classes_apart
+from camexp.identity import identify
 from camexp.methods.base import Method
 from camexp.methods.gradcam import GradCAM
 from camexp.methods.oracle import Oracle
@@ -213,7 +214,7 @@ def test_techniques_are_on_by_default_and_no_part_of_the_identity(switch: str, d
 
 def identity(*options: str) -> dict[str, Any]:
     cfg = config.compose_config([*options, "dataset.images=4"])
-    return config.identity(cfg, config.make_dataset(cfg), "weights")
+    return identify(cfg, config.make_dataset(cfg), "weights")
 
 
 @pytest.fixture(scope="module")

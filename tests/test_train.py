@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from camexp.config import CONFIGS
 from camexp.datasets.base import Dataset, Failure, Target
 from camexp.errors import CamexpError
 from camexp.evaluation import QUALITIES
 from camexp.models import checkpoint
 from camexp.models.build import build
 from camexp.models.preprocess import Preprocess
+from camexp.places import CONFIGS
 from camexp.training import run as training_run
 from camexp.training.data import Labelled, Preloaded, Streamed
 from camexp.training.labels import class_weights, draw_order, hold_out, image_weights, label_sets

@@ -29,10 +29,11 @@ from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
 from camexp.bench.table import Bench, Store, made_with
 from camexp.command import MISTAKES, exit_status
-from camexp.config import CONFIGS, make_device
+from camexp.config import make_device
 from camexp.errors import CamexpError
 from camexp.files import write_atomically
 from camexp.memory import keep_freed_memory
+from camexp.places import CONFIGS
 from camexp.report.markdown import grid
 
 DOCS = Path("docs")

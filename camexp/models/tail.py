@@ -16,7 +16,7 @@ from camexp.models.classifier import Classifier
 IMAGE = ""
 """The name, among those of modules, of what the network as a whole is given."""
 
-MANY = 8
+MANY = 16
 """More than so many times `forward_batch` rows in one pass through a tail gain nothing."""
 
 

@@ -34,12 +34,23 @@ def _with_runs(runs: dict[RunKey, Run]) -> list[Experiment]:
     told = {(e.dataset, model, column.run_name) for e in filled for model, column in e.runs()}
     others = {key: run for key, run in runs.items() if key not in told}
     datasets = sorted({dataset for dataset, _, _ in others})
-    return filled + [_overview(dataset, others) for dataset in datasets]
+    return filled + [_overview(dataset, others, runs) for dataset in datasets]
 
 
-def _overview(dataset: str, runs: dict[RunKey, Run]) -> Experiment:
-    """A table of runs that no experiment lists, as of a method of your own."""
-    mine = {key: run for key, run in runs.items() if key[0] == dataset}
+YARDSTICK = "gradcam"
+"""The method that stands beside those that no table of a paper lists."""
+
+
+def _overview(dataset: str, others: dict[RunKey, Run], runs: dict[RunKey, Run]) -> Experiment:
+    """A table of the runs that no experiment lists, as of a method of your own, with Grad-CAM's beside them."""
+    mine = {key: run for key, run in others.items() if key[0] == dataset}
+    alike = {(model, run.protocol) for (_, model, _), run in mine.items()}
+    beside = {
+        key: run
+        for key, run in runs.items()
+        if key[0] == dataset and run.info["method"] == YARDSTICK and not run.variant and (key[1], run.protocol) in alike
+    }
+    mine = beside | mine
     columns = {}
     for (_, _, name), run in mine.items():
         protocol = "" if run.protocol == PAPER else run.protocol

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS
 from camexp.experiment import Column, Experiment
+from camexp.places import CONFIGS
 from camexp.report.layout import CONFLICT, DOUBTFUL, SIGNS, UNFINISHED, model_name
 from camexp.report.table import quantity
 from camexp.report.verdicts import Tolerance

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 
-from camexp.config import CONFIGS, NOT_IDENTITY
 from camexp.errors import CamexpError
+from camexp.identity import NOT_IDENTITY
+from camexp.places import CONFIGS
 from camexp.report.runs import Run
 
 VERDICTS = ("inside", "within", "outside", "not run", "not published", "other data")

@@ -20,6 +20,7 @@ from camexp import config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.files import write_atomically
+from camexp.identity import NOT_IDENTITY
 from camexp.models import checkpoint
 from camexp.models.preprocess import Preprocess
 from camexp.provenance import environment
@@ -212,7 +213,7 @@ def _labelled(cfg: DictConfig, recipe: Recipe, options: dict[str, Any]) -> Label
 def _settings(cfg: DictConfig, recipe: Recipe, initial: Path | None, dataset: Dataset, images: int) -> dict[str, Any]:
     """Everything that the weights depend on, flat; places are left out, contents are told by hashes."""
     kept = ("architecture", "width", "head", "preprocess")
-    ignored = (*config.NOT_IDENTITY, "cache", *(recipe.train.keys() & recipe.test.keys()))
+    ignored = (*NOT_IDENTITY, "cache", *(recipe.train.keys() & recipe.test.keys()))
     nested = {
         "dataset": {"name": cfg.dataset.name} | {k: v for k, v in _plain(cfg.dataset).items() if k not in ignored},
         "model": {k: v for k, v in _plain(cfg.model).items() if k in kept},

@@ -1,0 +1,50 @@
+"""Whether the values of a config are of the types that they must be."""
+
+import dataclasses
+from collections.abc import Mapping
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+
+from camexp.errors import CamexpError
+
+KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    str: ((str,), "a text"),
+}
+"""By annotation: the types of values that a config may give, and what they are called."""
+
+
+def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
+    """Compare values of a config with the annotations of a dataclass; parameters of other types are let through.
+
+    Raises
+    ------
+    CamexpError: for a value of another type.
+    """
+    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    for name, value in given.items():
+        hint = hints.get(name)
+        options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        if not all(option in KINDS or option is NoneType for option in options):
+            continue
+        if value is None and NoneType in options:
+            continue
+        known = [KINDS[option] for option in options if option in KINDS]
+        if not any(type(value) in types for types, _ in known):
+            raise CamexpError(f"{where}.{name} must be {' or '.join(text for _, text in known)}, not {value!r}")
+
+
+WHOLE = ("limit", "seed", "batch_size", "forward_batch", "runtime.trials", "runtime.warmup")
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise CamexpError where a run's option is not the whole number that it must be."""
+    allowed = {"limit": (None,), "forward_batch": ("auto",)}
+    for name in WHOLE:
+        value = OmegaConf.select(cfg, name)
+        if type(value) is not int and value not in allowed.get(name, ()):
+            raise CamexpError(f"{name} must be an integer, not {value!r}")

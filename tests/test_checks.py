@@ -1,0 +1,83 @@
+"""Values of a config against the types of the parameters that they are for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from camexp.checks import WHOLE, check_numbers, check_types
+from camexp.errors import CamexpError
+
+
+@dataclass
+class Parameters:
+    count: int = 1
+    share: float = 0.5
+    on: bool = True
+    rule: str = "a"
+    seed: int | None = None
+    size: int | str = 7
+    areas: tuple[float, ...] = (0.1,)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 3),
+        ("share", 0.1),
+        ("share", 1),
+        ("on", False),
+        ("rule", "b"),
+        ("seed", None),
+        ("seed", 2),
+        ("size", 3),
+        ("size", "all"),
+        ("areas", "anything"),
+        ("unknown", object()),
+    ],
+)
+def test_values_of_the_right_type_pass(name: str, value: Any) -> None:
+    check_types(Parameters, {name: value}, "method")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("count", 2.5, "an integer"),
+        ("count", True, "an integer"),
+        ("count", None, "an integer"),
+        ("share", "0.5", "a number"),
+        ("share", False, "a number"),
+        ("on", 1, "true or false"),
+        ("on", "true", "true or false"),
+        ("rule", 3, "a text"),
+        ("seed", 1.5, "an integer"),
+        ("size", 1.5, "an integer or a text"),
+    ],
+)
+def test_values_of_another_type_are_named(name: str, value: Any, expected: str) -> None:
+    with pytest.raises(CamexpError, match=rf"^method\.{name} must be {expected}, not "):
+        check_types(Parameters, {name: value}, "method")
+
+
+def test_what_is_no_dataclass_is_let_through() -> None:
+    class Own:
+        def __init__(self, count: int):
+            self.count = count
+
+    check_types(Own, {"count": "many"}, "method")
+    check_types(len, {"count": "many"}, "method")
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_options_of_a_run_are_whole_numbers(name: str) -> None:
+    options = {"limit": None, "seed": 0, "batch_size": 8, "forward_batch": "auto"}
+    cfg = OmegaConf.create(options | {"runtime": {"trials": 0, "warmup": 1}})
+    check_numbers(cfg)
+    for wrong in (1.5, "x", True):
+        OmegaConf.update(cfg, name, wrong)
+        with pytest.raises(CamexpError, match=rf"^{name} must be an integer, not {wrong!r}$"):
+            check_numbers(cfg)
+    OmegaConf.update(cfg, name, 3)
+    check_numbers(cfg)
