@@ -63,6 +63,9 @@ FAR_OFF = 0.03
 BETTER = 0.01
 """Another way of feeding is advised when its mean average precision is higher by more than this."""
 
+ENOUGH = 100
+"""Advice from fewer images says that it may be chance."""
+
 WHOLE = {"difficult": "keep", "with_normal": True, "selection": "full"}
 """Settings of data sets with which no image is left out."""
 
@@ -164,8 +167,11 @@ def table(ways: list[Feeding], measured: list[dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def advice(cfg: DictConfig, ways: list[Feeding], measured: list[dict[str, float]]) -> Iterator[str]:
+def advice(
+    cfg: DictConfig, ways: list[Feeding], measured: list[dict[str, float]], images: int = ENOUGH
+) -> Iterator[str]:
     """What the user should know: the published value, and a way of feeding that suits the network better."""
+    doubt = "" if images >= ENOUGH else f" (With only {images} images it may be chance.)"
     key, published, source = PUBLISHED.get((cfg.dataset.name, cfg.model.name), ("", 0.0, ""))
     short = bool(key) and measured[0][key] < published - FAR_OFF
     if key:
@@ -173,11 +179,13 @@ def advice(cfg: DictConfig, ways: list[Feeding], measured: list[dict[str, float]
         yield f"published {COLUMNS[key]}: {100 * published:.2f} ({source}{part})"
     best = max(range(len(ways)), key=lambda number: measured[number]["map"])
     if measured[best]["map"] > measured[0]["map"] + BETTER:
-        yield f"The network is better when it is fed as {ways[best]}: {remedy(ways[0], ways[best])}."
+        yield f"The network is better when it is fed as {ways[best]}: {remedy(ways[0], ways[best])}.{doubt}"
     elif short and len(ways) == 1:
-        yield "Far below the published value: is the network fed as it was in training? --compare tells."
+        yield "Far below the published value: is the network fed as it was in training? --compare tells." + doubt
     elif short:
-        yield "Far below the published value, and no other way of feeding is better: is it the right checkpoint?"
+        yield (
+            "Far below the published value, and no other way of feeding is better: is it the right checkpoint?" + doubt
+        )
 
 
 def remedy(configured: Feeding, best: Feeding) -> str:
@@ -206,7 +214,7 @@ def validate(cfg: DictConfig, compare: bool) -> int:
     counts = f"{read.sum()} of {len(dataset)} images, {truth[read].sum()} (image, class) pairs"
     fed = f"{cfg.protocol.score}, {cfg.protocol.resize} {cfg.protocol.size}"
     print(f"{counts}, {difficult[read].sum()} of them difficult; {fed}\n")
-    print(table(ways, measured), *advice(cfg, ways, measured), sep="\n")
+    print(table(ways, measured), *advice(cfg, ways, measured, int(read.sum())), sep="\n")
     tell(failures)
     return int(bool(failures))
 

@@ -2,12 +2,13 @@
 
 import ctypes
 import platform
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from camexp.memory import keep_freed_memory
+from camexp.memory import hand_back_freed_memory, keep_freed_memory
 
 FAULTS = """
 import resource, numpy
@@ -30,6 +31,27 @@ def test_freed_memory_is_used_again() -> None:
     assert faults(keep=True) < faults(keep=False) / 2
 
 
+HANDED_BACK = """
+import numpy
+from camexp.memory import hand_back_freed_memory, keep_freed_memory
+def resident(): return int(open("/proc/self/statm").read().split()[1])
+keep_freed_memory()
+arrays = [numpy.ones(1 << 20) for _ in range(16)]  # 8 MiB each
+last = numpy.ones(1 << 20)  # what is freed below it cannot simply be cut off
+del arrays
+kept = resident()
+hand_back_freed_memory()
+print(kept - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library has malloc_trim")
+def test_freed_memory_is_handed_back_when_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", HANDED_BACK], capture_output=True, text=True, check=True)
+    assert int(done.stdout) * resource.getpagesize() > 100 << 20
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert keep_freed_memory() is False
+    assert hand_back_freed_memory() is False

@@ -217,12 +217,12 @@ def test_compare_tells_the_normalisation(data: Path, capsys: pytest.CaptureFixtu
     )
 
 
-def advice(measured: list[float], *options: str, compare: bool = False) -> str:
+def advice(measured: list[float], *options: str, compare: bool = False, images: int = 100) -> str:
     """What is advised for a first way with these values of mAP (and of top-5)."""
     cfg = compose_config([*options, "model.checkpoint=random"])
     ways = script.feedings(Preprocess(cfg.model.preprocess), compare)
     values = [dict.fromkeys(script.COLUMNS, value) for value in measured]
-    return "\n".join(script.advice(cfg, ways[: len(values)], values))
+    return "\n".join(script.advice(cfg, ways[: len(values)], values, images))
 
 
 def test_published_values_and_what_to_do_when_they_are_missed() -> None:
@@ -237,6 +237,15 @@ def test_published_values_and_what_to_do_when_they_are_missed() -> None:
     found = advice([0.6, 0.9, 0.2], *vgg16, compare=True)
     assert "The network is better when it is fed as" in found
     assert "right checkpoint" not in found
+    assert "may be chance" not in found
+
+
+def test_advice_from_few_images_says_so() -> None:
+    vgg16 = ("dataset=voc2007", "model=vgg16")
+    for measured in ([0.6], [0.6, 0.59], [0.6, 0.9]):
+        found = advice(measured, *vgg16, compare=len(measured) > 1, images=8)
+        assert found.endswith(" (With only 8 images it may be chance.)")
+    assert "chance" not in advice([0.95], *vgg16, images=8)  # nothing is advised
 
 
 def test_unreadable_images_are_listed_and_not_counted(

@@ -15,6 +15,7 @@ from camexp.bench.subject import Cell, Subject
 from camexp.bench.watch import Contender, Trial, rehearse, timed
 from camexp.bench.work import NEEDED, Shape, needed
 from camexp.errors import CamexpError
+from camexp.memory import hand_back_freed_memory
 from camexp.methods import FAMILIES
 
 METHODS = tuple(name for family, names in FAMILIES.items() if family != "control" for name in names)
@@ -204,6 +205,7 @@ def measure_cell(
     pulses: list[float] = []
     contenders = subject.contenders(cell, method, shape)
     beat = partial(_keep, pulses, subject.stopwatch.pulse)
+    hand_back_freed_memory()  # what is left of other cells fits this one's tensors badly, and adds up
     trials = compete(contenders, subject.device, seconds, rounds, say, beat)
     work = needed(cell.method, method, shape)
     around = [(before + after) / 2 for before, after in zip(pulses[::2], pulses[1::2], strict=True)]
