@@ -615,6 +615,7 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
     assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
     assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", rounding=0.5).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5 + 1e-9, "drop", rounding=0.5).verdict == "as rounding"
     assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
     assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
     assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"

@@ -27,6 +27,9 @@ EXACT, ROUNDED = 0.9999, 0.999
 POINTS = 0.1
 """Largest change of a metric's mean, in percent points, unless rounding alone makes a larger one."""
 
+EQUAL = 1e-6
+"""Changes that differ by less are the same: means of equally many pairs, summed in another order."""
+
 ROUNDINGS = 3
 """How often the weights are rounded otherwise."""
 
@@ -124,7 +127,7 @@ class Finding:
 
     @property
     def passes(self) -> bool:
-        return self.cosine >= self.path.cosine and self.change <= max(POINTS, self.rounding)
+        return self.cosine >= self.path.cosine and self.change <= max(POINTS, self.rounding) + EQUAL
 
     @property
     def verdict(self) -> str:
