@@ -22,7 +22,8 @@ def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
     network: on `device`, images (N,3,size,size) -> logits.
     """
     if device.type != "cuda":
-        return _power_of_two(GRAPH_ON_CPU / max(1, graph_bytes(network, torch.zeros(1, 3, size, size))), ON_CPU)
+        image = torch.zeros(1, 3, size, size, device=device)
+        return _power_of_two(GRAPH_ON_CPU / max(1, graph_bytes(network, image)), ON_CPU)
     images = torch.zeros(PROBE, 3, size, size, device=device, requires_grad=True)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -49,7 +50,7 @@ def graph_bytes(network: nn.Module, images: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), torch.enable_grad():
-        graph = network(images.requires_grad_())  # while it lives no memory is used twice
+        graph = network(images.detach().requires_grad_())  # while it lives no memory is used twice
     for constant in (*network.parameters(), *network.buffers()):
         kept.pop(constant.untyped_storage().data_ptr(), None)
     del graph
