@@ -39,6 +39,7 @@ def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
 
 
 WHOLE = ("limit", "seed", "batch_size", "forward_batch", "runtime.trials", "runtime.warmup")
+"""Options of a run that are whole numbers."""
 
 
 def check_numbers(cfg: DictConfig) -> None:

@@ -8,9 +8,15 @@ from torch import Tensor
 NEGLIGIBLE = 1e-6
 """A change of less than this share of the value is taken for rounding."""
 
+
 Secant = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """secant(x, change, slack) of a function f: f(x + change) - f(x), written as multiplier * change with a constant
-multiplier; what is not above `slack`, by default the negligible share of x, is rounding."""
+multiplier; what is not above `slack`, by default `rounding(x)`, is rounding."""
+
+
+def rounding(x: Tensor) -> Tensor:
+    """The slack of a function of x alone."""
+    return NEGLIGIBLE * x.abs()
 
 
 def settle(values: Tensor, slack: Tensor) -> Tensor:
@@ -44,20 +50,29 @@ PIECE = 2**17
 """Values of every tensor that are worked on at once: they stay in the processor's caches from step to step."""
 
 
-def pieces(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
-    """Where the parts of one image's values (1,...) are that are worked on at once: some rows of maps (1,K,h,w)."""
+Place = tuple[slice, ...]
+
+
+def pieces(x: Tensor, change: Tensor) -> Iterator[tuple[Place, list[Place]]]:
+    """Where the parts of x (P,...) or (1,...) are that are worked on at once, each with those of the change (P,...).
+
+    A part is one image's; of maps (P,K,h,w) it is some rows.
+    """
+    rows = list(_rows(change.shape))
+    for i in range(len(x)):
+        sharing = [i] if len(x) > 1 else range(len(change))
+        for where in rows:
+            yield (slice(i, i + 1), *where), [(slice(k, k + 1), *where) for k in sharing]
+
+
+def _rows(shape: torch.Size) -> Iterator[Place]:
     if len(shape) < 4:
-        yield (slice(None),)
+        yield ()
         return
     height = shape[2]
     rows = max(1, PIECE * height // max(1, shape[1:].numel()))
     for start in range(0, height, rows):
-        yield slice(None), slice(None), slice(start, start + rows)
-
-
-def row(tensor: Tensor, image: int) -> Tensor:
-    """What a tensor (P,...), or (1,...) for all, has for one image, (1,...)."""
-    return tensor[image : image + 1] if len(tensor) > 1 else tensor
+        yield slice(None), slice(start, start + rows)
 
 
 def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
@@ -72,19 +87,15 @@ def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
 
     def secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
         m, product = torch.empty_like(change), torch.empty_like(change)
+        slack = slack if slack is None else slack.expand_as(change)
         with torch.no_grad():
-            for where in pieces(change.shape):
-                for image in range(len(change)):
-                    if image == 0 or len(x) > 1:
-                        start = row(x, image)[where]
-                        before, slope = value_and_slope(start)
-                        negligible = NEGLIGIBLE * start.abs()
-                    if slack is not None:
-                        negligible = row(slack, image)[where]
-                    c, found = row(change, image)[where], row(m, image)[where]
-                    rise = function(start + c).sub_(before)
-                    multiplier(rise, c, negligible, slope, out=found)
-                    torch.mul(found, c, out=row(product, image)[where])
+            for start, ends in pieces(x, change):
+                before, slope = value_and_slope(x[start])
+                own = rounding(x[start])
+                for end in ends:
+                    rise = function(x[start] + change[end]).sub_(before)
+                    multiplier(rise, change[end], own if slack is None else slack[end], slope, out=m[end])
+                    torch.mul(m[end], change[end], out=product[end])
         return _Product.apply(change, product, m)
 
     return secant
@@ -104,7 +115,7 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
     def secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
         with torch.no_grad():
             if slack is None:
-                slack = NEGLIGIBLE * x.abs()
+                slack = rounding(x)
             y = settle(x + change, slack)
             (before, first), (after, second), (slack, _) = pool(x), pool(y), pool(slack)
             before, first = before.expand_as(after), first.expand_as(second)
