@@ -1,6 +1,7 @@
 """The bench: what it counts, how it divides time, extrapolates, resumes and reports; nothing here measures time."""
 
 import dataclasses
+import math
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +28,19 @@ from camexp.bench.peer import Asked, Case, Networks, Peer
 from camexp.bench.peers import PEERS
 from camexp.bench.subject import BEFORE, Cell, Subject
 from camexp.bench.targets import TARGETS, Target, judge
-from camexp.bench.watch import Contender, Course, Enough, PeakMemory, Trial, Watch, allocated, rows_of, timed
+from camexp.bench.watch import (
+    Contender,
+    Course,
+    Enough,
+    PeakMemory,
+    Trial,
+    Watch,
+    allocated,
+    highest,
+    rows_of,
+    timed,
+    undisturbed,
+)
 from camexp.bench.work import MASKS, NEEDED, Shape, Work, needed
 from camexp.errors import CamexpError
 from camexp.methods.base import scale_to_unit
@@ -363,13 +376,16 @@ def test_rounds_alternate_and_a_peer_that_fails_is_left_out() -> None:
     assert calls == ["camexp", "b"] + ["-", "camexp", "-", "b"] * 3  # a rehearsal, and three rounds
     assert {name: len(found) for name, found in trials.items()} == {"camexp": 3, "b": 3}
     assert told == ["c left out: ValueError: no such layer"]
+    known = allocated() is not None
+    for found in trials.values():  # memory is watched in the first round
+        assert [math.isnan(trial.peak) for trial in found] == [not known, True, True]
     with pytest.raises(ValueError, match="no such layer"):
         compete([contender("camexp", fails)], CPU, 1.0, 1, told.append, pulse)
 
 
 def test_peers_that_are_far_behind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"camexp": 9.0, "a": 1.0, "b": 2.1, "c": 1.9}
-    monkeypatch.setattr("camexp.bench.cells.timed", lambda c, device, limit: Trial(seconds[c.name], False, 0.0))
+    monkeypatch.setattr("camexp.bench.cells.timed", lambda c, *args, **how: Trial(seconds[c.name], False))
     contenders = [contender(name, lambda: None) for name in seconds]
     trials = compete(contenders, CPU, 100.0, 3, lambda text: None, lambda: None)
     assert {name: len(found) for name, found in trials.items()} == {"camexp": 3, "a": 3, "b": 1, "c": 3}
@@ -377,11 +393,11 @@ def test_peers_that_are_far_behind_are_measured_once(monkeypatch: pytest.MonkeyP
 
 def test_row_by_hand() -> None:
     trials = {
-        "camexp": [Trial(4.0, False, 10.0), Trial(2.0, False, 12.0), Trial(3.0, False, 11.0)],
-        "slow": [Trial(9.0, False, 5.0)] * 3,
-        "fast": [Trial(6.0, True, 30.0)] * 3,
+        "camexp": [Trial(90.0, False, 12.0), Trial(4.0, False), Trial(2.0, False), Trial(3.0, False)],
+        "slow": [Trial(9.0, False, 5.0)],
+        "fast": [Trial(1.0, False, 30.0), *[Trial(6.0, True)] * 3],
     }
-    row = cell_row(Cell("gradcam", "resnet50", 2, 3), trials, floors=[2.5, 2.4, 1.5], forward=0.1)
+    row = cell_row(Cell("gradcam", "resnet50", 2, 3), trials, floors=[0.1, 2.5, 2.4, 1.5], forward=0.1)
     assert list(row) == list(COLUMNS)
     assert {key: float(row[key]) for key in ("seconds_per_map", "floor", "ours/floor", "low", "high")} == {
         "seconds_per_map": 0.5,
@@ -393,6 +409,15 @@ def test_row_by_hand() -> None:
     assert (row["fastest_peer"], row["peer_seconds"], row["peer/ours"]) == ("fast", "1", "2")
     assert (row["peak_mb"], row["peer_peak_mb"], row["extrapolated"]) == ("12", "30", "peer")
     assert row["peers"] == "slow=1.5 fast=1"
+    assert row["rounds"] == "3"  # those of which the times count
+
+
+def test_times_of_rounds_with_watched_memory_count_where_there_are_no_others() -> None:
+    watched, plain = Trial(4.0, False, 10.0), Trial(2.0, False)
+    assert undisturbed([watched, plain, plain]) == [plain, plain]
+    assert undisturbed([watched]) == [watched]
+    assert highest([watched, plain]) == 10.0
+    assert math.isnan(highest([plain]))
 
 
 # ------------------------------------------------------------------------------------ the table, resumable

@@ -12,7 +12,7 @@ import torch
 from camexp.bench.floor import Rates
 from camexp.bench.peers import PEERS
 from camexp.bench.subject import Cell, Subject
-from camexp.bench.watch import Contender, Trial, rehearse, timed
+from camexp.bench.watch import Contender, Trial, highest, rehearse, timed, undisturbed
 from camexp.bench.work import NEEDED, Shape, needed
 from camexp.errors import CamexpError
 from camexp.memory import hand_back_freed_memory
@@ -103,9 +103,9 @@ def compete(
     """Trials of each contender, one of each per round, after a rehearsal.
 
     There are at most `rounds` rounds, fewer when the seconds, which begin after the rehearsal, are over, and always
-    one; `beat` is called right before and right after each trial of the first contender, camexp. Libraries that are far
-    behind the fastest one take part in the first round alone. One that fails is left out, and why is said; an error of
-    camexp is raised.
+    one; memory is watched in the first. `beat` is called right before and right after each trial of the first
+    contender, camexp. Libraries that are far behind the fastest one take part in the first round alone. One that fails
+    is left out, and why is said; an error of camexp is raised.
     """
     running, trials = list(contenders), {contender.name: list[Trial]() for contender in contenders}
     limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(trials, 0.0)
@@ -119,7 +119,7 @@ def compete(
                 else:
                     if ours:
                         beat()
-                    trials[contender.name].append(timed(contender, device, limit))
+                    trials[contender.name].append(timed(contender, device, limit, watched=number == 0))
                     if ours:
                         beat()
                 took[contender.name] = time.monotonic() - began
@@ -150,25 +150,26 @@ def cell_row(cell: Cell, trials: dict[str, list[Trial]], floors: Sequence[float]
 
     Parameters
     ----------
-    trials: camexp's first.
+    trials: camexp's first; the times of those with watched memory count only where there are no others.
     floors: seconds of the whole call, of the machine as it was in each of camexp's trials.
     forward: seconds per image of the best plain forward.
     """
     pairs = cell.images * cell.classes
-    ours, *theirs = ((name, [t.seconds / pairs for t in found], found) for name, found in trials.items())
+    ours, *theirs = ((name, [t.seconds / pairs for t in undisturbed(found)], found) for name, found in trials.items())
     seconds = median(ours[1])
+    with_floor = [(t, floor) for t, floor in zip(ours[2], floors, strict=True) if t in undisturbed(ours[2])]
     row = {
         "method": cell.method,
         "model": cell.model,
         "images": str(cell.images),
         "classes": str(cell.classes),
         "seconds_per_map": _number(seconds),
-        "floor": _number(median(floors) / pairs),
-        "ours/floor": _number(median(t.seconds / floor for t, floor in zip(ours[2], floors, strict=True))),
+        "floor": _number(median(floor for _, floor in with_floor) / pairs),
+        "ours/floor": _number(median(t.seconds / floor for t, floor in with_floor)),
         "low": _number(min(ours[1])),
         "high": _number(max(ours[1])),
-        "peak_mb": _number(max(t.peak for t in ours[2])),
-        "rounds": str(len(ours[2])),
+        "peak_mb": _number(highest(ours[2])),
+        "rounds": str(len(ours[1])),
         "forward_seconds": _number(forward),
         "peers": " ".join(f"{name}={_number(median(times))}" for name, times, _ in theirs),
     }
@@ -181,7 +182,7 @@ def cell_row(cell: Cell, trials: dict[str, list[Trial]], floors: Sequence[float]
             "peer/ours": _number(median(times) / seconds),
             "peer_low": _number(min(times)),
             "peer_high": _number(max(times)),
-            "peer_peak_mb": _number(max(t.peak for t in found)),
+            "peer_peak_mb": _number(highest(found)),
         }
         guessed += ["peer"] if any(t.extrapolated for t in found) else []
     return {column: row.get(column, "") for column in COLUMNS} | {"extrapolated": " ".join(guessed)}

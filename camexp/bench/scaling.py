@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from camexp.bench.subject import Cell, Subject
-from camexp.bench.watch import rehearse, timed
+from camexp.bench.watch import highest, rehearse, timed, undisturbed
 from camexp.errors import CamexpError
 
 IMAGES = (1, 2, 4, 8, 16)
@@ -56,9 +56,13 @@ def _series(what: str, x: Sequence[int], subject: Subject, cells: Sequence[Cell]
     contenders = [subject.ours(c, m, subject.shape(c, m)) for c, m in zip(cells, methods, strict=True)]
     for contender in contenders:
         rehearse(contender, subject.device)
-    rounds = [[timed(contender, subject.device, float("inf")) for contender in contenders] for _ in range(TRIALS)]
-    seconds = [statistics.median(trial.seconds for trial in trials) for trials in zip(*rounds, strict=True)]
-    peaks = [max(trial.peak for trial in trials) for trials in zip(*rounds, strict=True)]
+    rounds = [
+        [timed(contender, subject.device, float("inf"), watched=number == 0) for contender in contenders]
+        for number in range(1 + TRIALS)
+    ]
+    by_point = list(zip(*rounds, strict=True))
+    seconds = [statistics.median(trial.seconds for trial in undisturbed(trials)) for trials in by_point]
+    peaks = [highest(trials) for trials in by_point]
     line = fit(x, seconds)
     points = " ".join(f"{count}: {value:.4g} s" for count, value in zip(x, seconds, strict=True))
     told = [f"{line.slope:.4g} s each", f"{line.intercept:.4g} s", f"{line.r2:.4f}"]

@@ -132,4 +132,4 @@ def _passes(model: str, images: int, options: Sequence[str]) -> Trial:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CamexpError(f"the measurement of kept memory failed:\n{done.stderr[-2000:]}")
-    return Trial(float(done.stdout), False, 0.0)
+    return Trial(float(done.stdout), False)

@@ -5,10 +5,11 @@ the passes that were seen and their number in the whole call give its time.
 """
 
 import ctypes
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -78,11 +79,27 @@ class Watch:
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds of one call, whether they are extrapolated, and its peak memory in MiB beyond what was there before."""
+    """One call.
+
+    Attributes
+    ----------
+    seconds: it took; extrapolated: whether they are.
+    peak: memory in MiB beyond what was there before; NaN where it is unknown or was not watched.
+    """
 
     seconds: float
     extrapolated: bool
-    peak: float
+    peak: float = float("nan")
+
+
+def undisturbed(trials: Sequence[Trial]) -> list[Trial]:
+    """Those whose times count: without watched memory, which takes time, where there are any."""
+    return [trial for trial in trials if math.isnan(trial.peak)] or list(trials)
+
+
+def highest(trials: Iterable[Trial]) -> float:
+    """The peak memory in MiB of those trials in which it was watched; NaN of none."""
+    return max((trial.peak for trial in trials if not math.isnan(trial.peak)), default=float("nan"))
 
 
 @dataclass(frozen=True)
@@ -101,16 +118,18 @@ class Contender:
     course: Course = field(default=Course())
 
 
-def timed(contender: Contender, device: torch.device, limit: float) -> Trial:
-    """One call, ended after `limit` seconds if its course allows it."""
+def timed(contender: Contender, device: torch.device, limit: float, watched: bool = False) -> Trial:
+    """One call, ended after `limit` seconds if its course allows it; its peak memory may be watched."""
     watch = Watch(contender.course, device, limit)
-    with PeakMemory(device) as memory, contender.listening(watch):
+    memory = PeakMemory(device) if watched else None
+    with memory or nullcontext(), contender.listening(watch):
         watch.started = clock(device)
         try:
             contender.call()
+            seconds, extrapolated = clock(device) - watch.started, False
         except Enough:
-            return Trial(watch.seconds(), True, memory.peak())
-        return Trial(clock(device) - watch.started, False, memory.peak())
+            seconds, extrapolated = watch.seconds(), True
+        return Trial(seconds, extrapolated, memory.peak() if memory else float("nan"))
 
 
 def rehearse(contender: Contender, device: torch.device) -> None:
@@ -152,10 +171,10 @@ class PeakMemory:
     """Most memory in use while the context lasts, beyond what was in use when it began.
 
     On a GPU the allocator's own record; on the CPU a thread looks fifty times a second, so that what is freed soon
-    may escape it.
+    may escape it; calls take 2 to 7 % longer meanwhile (two cores), because malloc waits while it looks.
     """
 
-    interval = 0.02  # malloc waits while it looks
+    interval = 0.02
 
     def __init__(self, device: torch.device):
         self.device = device
