@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from camexp import config
 from camexp.bench import guard, main, scaling, table
-from camexp.bench.cells import COLUMNS, METHODS, Budget, all_cells, cell_row, compete, weight
+from camexp.bench.cells import COLUMNS, METHODS, Budget, Found, all_cells, cell_row, compete, weight
 from camexp.bench.floor import Rates, Stopwatch
 from camexp.bench.guard import cosine
 from camexp.bench.libraries import separate_relus
@@ -36,10 +36,9 @@ from camexp.bench.watch import (
     Trial,
     Watch,
     allocated,
-    highest,
+    rehearse,
     rows_of,
     timed,
-    undisturbed,
 )
 from camexp.bench.work import MASKS, NEEDED, Shape, Work, needed
 from camexp.errors import CamexpError
@@ -262,6 +261,27 @@ def test_peak_memory_is_what_is_in_use() -> None:
     assert 90 <= memory.peak() <= 200
 
 
+@pytest.mark.skipif(allocated() is None, reason="needs the GNU C library >= 2.33")
+def test_rehearsal_tells_the_peak_memory_of_as_much_of_a_call_as_is_asked_for() -> None:
+    def call() -> None:
+        kept = []
+        for _ in range(3):
+            kept.append(torch.ones(16 << 20))  # 64 MiB
+            time.sleep(5 * PeakMemory.interval)
+            heard[-1](1)
+
+    heard: list[Callable[[int], None]] = []
+
+    @contextmanager
+    def listening(watch: Callable[[int], None]) -> Iterator[None]:
+        heard.append(watch)
+        yield
+
+    contender = Contender("camexp", call, listening, Course(rows=3))
+    assert 120 <= rehearse(contender, CPU) <= 170  # the first and the second
+    assert 180 <= rehearse(contender, CPU, float("inf")) <= 300
+
+
 def test_peak_memory_is_unknown_on_other_c_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("camexp.bench.watch.ctypes.CDLL", lambda name: object())
     with PeakMemory(CPU) as memory:
@@ -372,32 +392,31 @@ def test_rounds_alternate_and_a_peer_that_fails_is_left_out() -> None:
 
     contenders = [contender(name, partial(calls.append, name)) for name in ("camexp", "b")]
     pulse = partial(calls.append, "-")
-    trials = compete([*contenders, contender("c", fails)], CPU, 100.0, 3, told.append, pulse)
-    assert calls == ["camexp", "b"] + ["-", "camexp", "-", "b"] * 3  # a rehearsal, and three rounds
-    assert {name: len(found) for name, found in trials.items()} == {"camexp": 3, "b": 3}
+    found = compete([*contenders, contender("c", fails)], CPU, 100.0, 3, told.append, pulse)
+    assert calls == ["camexp", "camexp", "b"] + ["-", "camexp", "-", "b"] * 3  # a rehearsal, and three rounds
+    assert {name: len(one.trials) for name, one in found.items()} == {"camexp": 3, "b": 3}
     assert told == ["c left out: ValueError: no such layer"]
     known = allocated() is not None
-    for found in trials.values():  # memory is watched in the first round
-        assert [math.isnan(trial.peak) for trial in found] == [not known, True, True]
+    assert all(math.isnan(one.peak) != known for one in found.values())
     with pytest.raises(ValueError, match="no such layer"):
         compete([contender("camexp", fails)], CPU, 1.0, 1, told.append, pulse)
 
 
 def test_peers_that_are_far_behind_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"camexp": 9.0, "a": 1.0, "b": 2.1, "c": 1.9}
-    monkeypatch.setattr("camexp.bench.cells.timed", lambda c, *args, **how: Trial(seconds[c.name], False))
+    monkeypatch.setattr("camexp.bench.cells.timed", lambda c, device, limit: Trial(seconds[c.name], False))
     contenders = [contender(name, lambda: None) for name in seconds]
-    trials = compete(contenders, CPU, 100.0, 3, lambda text: None, lambda: None)
-    assert {name: len(found) for name, found in trials.items()} == {"camexp": 3, "a": 3, "b": 1, "c": 3}
+    found = compete(contenders, CPU, 100.0, 3, lambda text: None, lambda: None)
+    assert {name: len(one.trials) for name, one in found.items()} == {"camexp": 3, "a": 3, "b": 1, "c": 3}
 
 
 def test_row_by_hand() -> None:
-    trials = {
-        "camexp": [Trial(90.0, False, 12.0), Trial(4.0, False), Trial(2.0, False), Trial(3.0, False)],
-        "slow": [Trial(9.0, False, 5.0)],
-        "fast": [Trial(1.0, False, 30.0), *[Trial(6.0, True)] * 3],
+    found = {
+        "camexp": Found([Trial(4.0, False), Trial(2.0, False), Trial(3.0, False)], 12.0),
+        "slow": Found([Trial(9.0, False)], 5.0),
+        "fast": Found([Trial(6.0, True)] * 3, 30.0),
     }
-    row = cell_row(Cell("gradcam", "resnet50", 2, 3), trials, floors=[0.1, 2.5, 2.4, 1.5], forward=0.1)
+    row = cell_row(Cell("gradcam", "resnet50", 2, 3), found, floors=[2.5, 2.4, 1.5], forward=0.1)
     assert list(row) == list(COLUMNS)
     assert {key: float(row[key]) for key in ("seconds_per_map", "floor", "ours/floor", "low", "high")} == {
         "seconds_per_map": 0.5,
@@ -409,15 +428,7 @@ def test_row_by_hand() -> None:
     assert (row["fastest_peer"], row["peer_seconds"], row["peer/ours"]) == ("fast", "1", "2")
     assert (row["peak_mb"], row["peer_peak_mb"], row["extrapolated"]) == ("12", "30", "peer")
     assert row["peers"] == "slow=1.5 fast=1"
-    assert row["rounds"] == "3"  # those of which the times count
-
-
-def test_times_of_rounds_with_watched_memory_count_where_there_are_no_others() -> None:
-    watched, plain = Trial(4.0, False, 10.0), Trial(2.0, False)
-    assert undisturbed([watched, plain, plain]) == [plain, plain]
-    assert undisturbed([watched]) == [watched]
-    assert highest([watched, plain]) == 10.0
-    assert math.isnan(highest([plain]))
+    assert row["rounds"] == "3"
 
 
 # ------------------------------------------------------------------------------------ the table, resumable
@@ -432,7 +443,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Cell]:
         if (cell.method, cell.model) == ("cam", "vgg16"):
             raise CamexpError("cam needs global average pooling")
         cells.append(cell)
-        trials = {"camexp": [Trial(1.0, False, 10.0)], "torchcam": [Trial(2.0, False, 20.0)]}
+        trials = {"camexp": Found([Trial(1.0, False)], 10.0), "torchcam": Found([Trial(2.0, False)], 20.0)}
         return cell_row(cell, trials, floors=[0.8], forward=0.1)
 
     monkeypatch.setattr(table, "measure_cell", measure)

@@ -284,7 +284,7 @@ def test_methods_are_guarded_with_fewer_passes(name: str, fewer: bool, data: str
 
 
 def test_line_by_hand() -> None:
-    trials = [(Trial(4.0, False, 0), Trial(2.0, False, 0)), (Trial(6.0, False, 0), Trial(2.0, True, 0))]
+    trials = [(Trial(4.0, False), Trial(2.0, False)), (Trial(6.0, False), Trial(2.0, True))]
     found = line(Technique("folded", "fold=false"), "rise resnet50 2x1", 2, trials)
     assert found == ["folded", "fold=false", "rise resnet50 2x1 (extrapolated)", "2500", "1000", "2.5", "2-3"]
 

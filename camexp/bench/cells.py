@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 
@@ -12,7 +12,7 @@ import torch
 from camexp.bench.floor import Rates
 from camexp.bench.peers import PEERS
 from camexp.bench.subject import Cell, Subject
-from camexp.bench.watch import Contender, Trial, highest, rehearse, timed, undisturbed
+from camexp.bench.watch import Contender, Trial, rehearse, timed
 from camexp.bench.work import NEEDED, Shape, needed
 from camexp.errors import CamexpError
 from camexp.memory import hand_back_freed_memory
@@ -92,6 +92,14 @@ def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> 
     return 2 * contenders * min(shape.pairs, batch) * 3 * forward
 
 
+@dataclass
+class Found:
+    """What is found of a contender: its trials, and its peak memory in MiB beyond what was there before."""
+
+    trials: list[Trial] = field(default_factory=list)
+    peak: float = float("nan")
+
+
 def compete(
     contenders: Sequence[Contender],
     device: torch.device,
@@ -99,27 +107,28 @@ def compete(
     rounds: int,
     say: Callable[[str], None],
     beat: Callable[[], object],
-) -> dict[str, list[Trial]]:
-    """Trials of each contender, one of each per round, after a rehearsal.
+) -> dict[str, Found]:
+    """Trials of each contender, one of each per round, after a rehearsal in which their memory is watched.
 
     There are at most `rounds` rounds, fewer when the seconds, which begin after the rehearsal, are over, and always
-    one; memory is watched in the first. `beat` is called right before and right after each trial of the first
-    contender, camexp. Libraries that are far behind the fastest one take part in the first round alone. One that fails
-    is left out, and why is said; an error of camexp is raised.
+    one. `beat` is called right before and right after each trial of the first contender, camexp, which is rehearsed
+    twice, because it keeps something of its first call. Libraries that are far behind the fastest one take part in the
+    first round alone. One that fails is left out, and why is said; an error of camexp is raised.
     """
-    running, trials = list(contenders), {contender.name: list[Trial]() for contender in contenders}
-    limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(trials, 0.0)
+    running, found = list(contenders), {contender.name: Found() for contender in contenders}
+    limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(found, 0.0)
     started = time.monotonic()
+    rehearse(contenders[0], device)
     for number in range(-1, rounds):
         for contender in list(running):
             began, ours = time.monotonic(), contender is contenders[0]
             try:
                 if number < 0:
-                    rehearse(contender, device)
+                    found[contender.name].peak = rehearse(contender, device)
                 else:
                     if ours:
                         beat()
-                    trials[contender.name].append(timed(contender, device, limit, watched=number == 0))
+                    found[contender.name].trials.append(timed(contender, device, limit))
                     if ours:
                         beat()
                 took[contender.name] = time.monotonic() - began
@@ -127,64 +136,63 @@ def compete(
                 if ours:
                     raise
                 running.remove(contender)
-                trials.pop(contender.name)
+                found.pop(contender.name)
                 say(f"{contender.name} left out: {type(error).__name__}: {error}")
         if number < 0:
             started = time.monotonic()
             continue
         if number == 0:
-            running = running[:1] + _near_the_fastest(running[1:], trials)
+            running = running[:1] + _near_the_fastest(running[1:], found)
         if time.monotonic() - started + sum(took[contender.name] for contender in running) > seconds:
             break
-    return trials
+    return found
 
 
-def _near_the_fastest(peers: Sequence[Contender], trials: Mapping[str, Sequence[Trial]]) -> list[Contender]:
+def _near_the_fastest(peers: Sequence[Contender], found: Mapping[str, Found]) -> list[Contender]:
     """Without those that took more than `FAR` times as long as the fastest in the first round."""
-    first = {peer.name: trials[peer.name][0].seconds for peer in peers}
+    first = {peer.name: found[peer.name].trials[0].seconds for peer in peers}
     return [peer for peer in peers if first[peer.name] <= FAR * min(first.values())]
 
 
-def cell_row(cell: Cell, trials: dict[str, list[Trial]], floors: Sequence[float], forward: float) -> Row:
+def cell_row(cell: Cell, found: Mapping[str, Found], floors: Sequence[float], forward: float) -> Row:
     """A line of the CSV.
 
     Parameters
     ----------
-    trials: camexp's first; the times of those with watched memory count only where there are no others.
+    found: camexp's first.
     floors: seconds of the whole call, of the machine as it was in each of camexp's trials.
     forward: seconds per image of the best plain forward.
     """
     pairs = cell.images * cell.classes
-    ours, *theirs = ((name, [t.seconds / pairs for t in undisturbed(found)], found) for name, found in trials.items())
+    ours, *theirs = ((name, [t.seconds / pairs for t in one.trials], one) for name, one in found.items())
     seconds = median(ours[1])
-    with_floor = [(t, floor) for t, floor in zip(ours[2], floors, strict=True) if t in undisturbed(ours[2])]
     row = {
         "method": cell.method,
         "model": cell.model,
         "images": str(cell.images),
         "classes": str(cell.classes),
         "seconds_per_map": _number(seconds),
-        "floor": _number(median(floor for _, floor in with_floor) / pairs),
-        "ours/floor": _number(median(t.seconds / floor for t, floor in with_floor)),
+        "floor": _number(median(floors) / pairs),
+        "ours/floor": _number(median(pairs * s / floor for s, floor in zip(ours[1], floors, strict=True))),
         "low": _number(min(ours[1])),
         "high": _number(max(ours[1])),
-        "peak_mb": _number(highest(ours[2])),
+        "peak_mb": _number(ours[2].peak),
         "rounds": str(len(ours[1])),
         "forward_seconds": _number(forward),
         "peers": " ".join(f"{name}={_number(median(times))}" for name, times, _ in theirs),
     }
-    guessed = ["ours"] if any(t.extrapolated for t in ours[2]) else []
+    guessed = ["ours"] if any(t.extrapolated for t in ours[2].trials) else []
     if theirs:
-        name, times, found = min(theirs, key=lambda peer: median(peer[1]))
+        name, times, best = min(theirs, key=lambda peer: median(peer[1]))
         row |= {
             "fastest_peer": name,
             "peer_seconds": _number(median(times)),
             "peer/ours": _number(median(times) / seconds),
             "peer_low": _number(min(times)),
             "peer_high": _number(max(times)),
-            "peer_peak_mb": _number(highest(found)),
+            "peer_peak_mb": _number(best.peak),
         }
-        guessed += ["peer"] if any(t.extrapolated for t in found) else []
+        guessed += ["peer"] if any(t.extrapolated for t in best.trials) else []
     return {column: row.get(column, "") for column in COLUMNS} | {"extrapolated": " ".join(guessed)}
 
 
@@ -207,12 +215,12 @@ def measure_cell(
     contenders = subject.contenders(cell, method, shape)
     beat = partial(_keep, pulses, subject.stopwatch.pulse)
     hand_back_freed_memory()  # what is left of other cells fits this one's tensors badly, and adds up
-    trials = compete(contenders, subject.device, seconds, rounds, say, beat)
+    found = compete(contenders, subject.device, seconds, rounds, say, beat)
     work = needed(cell.method, method, shape)
     around = [(before + after) / 2 for before, after in zip(pulses[::2], pulses[1::2], strict=True)]
     floors = [rates.scaled(pulse).floor(work) for pulse in around]
-    return cell_row(cell, trials, floors, rates.forward * median(pulses))
+    return cell_row(cell, found, floors, rates.forward * median(pulses))
 
 
-def _keep(found: list[float], value: Callable[[], float]) -> None:
-    found.append(value())
+def _keep(values: list[float], value: Callable[[], float]) -> None:
+    values.append(value())

@@ -143,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     for name, run in MODES.items():
         modes.add_argument(f"--{name}", dest="run", action="store_const", const=run)
     made.add_argument("--budget", type=float, default=15.0, help="minutes for the table (15)")
-    made.add_argument("--rounds", type=int, default=6, help="per cell, at most (6); the first watches memory")
+    made.add_argument("--rounds", type=int, default=5, help="alternating rounds per cell, at most (5)")
     made.add_argument("--methods", type=names, default=METHODS, help="NAME,NAME,...; all but the controls")
     made.add_argument("--models", type=names, default=MODELS, help="NAME,...; files of configs/model")
     made.add_argument("--images", type=numbers, default=(1, 16), help="N,N,...; images per call (1,16)")

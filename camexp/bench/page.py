@@ -40,7 +40,7 @@ HOW = """## How it is measured
 - The process keeps freed memory (`camexp.memory`), which serves the peers as well.
 - Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
   at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
-  It is watched in the first round, whose times, a few percent longer for it, count only in cells without another one.
+  It is watched in the rehearsal, because looking makes a call a few percent longer.
 - The controls are left out: they ask nothing of the network.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from camexp.bench.subject import Cell, Subject
-from camexp.bench.watch import highest, rehearse, timed, undisturbed
+from camexp.bench.watch import rehearse, timed
 from camexp.errors import CamexpError
 
 IMAGES = (1, 2, 4, 8, 16)
@@ -54,15 +54,11 @@ def by_masks(subject: Subject, masks: Sequence[int] = MASKS) -> list[str]:
 def _series(what: str, x: Sequence[int], subject: Subject, cells: Sequence[Cell], methods: Sequence[Any]) -> list[str]:
     """A line of the table; the points are measured in turn, several times."""
     contenders = [subject.ours(c, m, subject.shape(c, m)) for c, m in zip(cells, methods, strict=True)]
-    for contender in contenders:
-        rehearse(contender, subject.device)
-    rounds = [
-        [timed(contender, subject.device, float("inf"), watched=number == 0) for contender in contenders]
-        for number in range(1 + TRIALS)
-    ]
-    by_point = list(zip(*rounds, strict=True))
-    seconds = [statistics.median(trial.seconds for trial in undisturbed(trials)) for trials in by_point]
-    peaks = [highest(trials) for trials in by_point]
+    whole = float("inf")
+    rehearse(contenders[0], subject.device)  # something of a first call is kept
+    peaks = [rehearse(contender, subject.device, whole) for contender in contenders]
+    rounds = [[timed(contender, subject.device, whole) for contender in contenders] for _ in range(TRIALS)]
+    seconds = [statistics.median(trial.seconds for trial in trials) for trials in zip(*rounds, strict=True)]
     line = fit(x, seconds)
     points = " ".join(f"{count}: {value:.4g} s" for count, value in zip(x, seconds, strict=True))
     told = [f"{line.slope:.4g} s each", f"{line.intercept:.4g} s", f"{line.r2:.4f}"]

@@ -5,11 +5,10 @@ the passes that were seen and their number in the whole call give its time.
 """
 
 import ctypes
-import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -79,27 +78,10 @@ class Watch:
 
 @dataclass(frozen=True)
 class Trial:
-    """One call.
-
-    Attributes
-    ----------
-    seconds: it took; extrapolated: whether they are.
-    peak: memory in MiB beyond what was there before; NaN where it is unknown or was not watched.
-    """
+    """Seconds of one call, and whether they are extrapolated."""
 
     seconds: float
     extrapolated: bool
-    peak: float = float("nan")
-
-
-def undisturbed(trials: Sequence[Trial]) -> list[Trial]:
-    """Those whose times count: without watched memory, which takes time, where there are any."""
-    return [trial for trial in trials if math.isnan(trial.peak)] or list(trials)
-
-
-def highest(trials: Iterable[Trial]) -> float:
-    """The peak memory in MiB of those trials in which it was watched; NaN of none."""
-    return max((trial.peak for trial in trials if not math.isnan(trial.peak)), default=float("nan"))
 
 
 @dataclass(frozen=True)
@@ -118,24 +100,32 @@ class Contender:
     course: Course = field(default=Course())
 
 
-def timed(contender: Contender, device: torch.device, limit: float, watched: bool = False) -> Trial:
-    """One call, ended after `limit` seconds if its course allows it; its peak memory may be watched."""
+def timed(contender: Contender, device: torch.device, limit: float) -> Trial:
+    """One call, ended after `limit` seconds if its course allows it."""
     watch = Watch(contender.course, device, limit)
-    memory = PeakMemory(device) if watched else None
-    with memory or nullcontext(), contender.listening(watch):
+    with contender.listening(watch):
         watch.started = clock(device)
         try:
             contender.call()
-            seconds, extrapolated = clock(device) - watch.started, False
         except Enough:
-            seconds, extrapolated = watch.seconds(), True
-        return Trial(seconds, extrapolated, memory.peak() if memory else float("nan"))
+            return Trial(watch.seconds(), True)
+        return Trial(clock(device) - watch.started, False)
 
 
-def rehearse(contender: Contender, device: torch.device) -> None:
-    """As little of a call as would be timed, so that nothing (libraries, memory) is asked for the first time later."""
-    with contender.listening(Watch(contender.course, device, 0.0)), suppress(Enough):
+def rehearse(contender: Contender, device: torch.device, limit: float = 0.0) -> float:
+    """A call that is not timed, so that nothing (libraries, memory) is asked for the first time later.
+
+    Parameters
+    ----------
+    limit: as of `timed`; by default it is as little of the call as would be timed.
+
+    Returns
+    -------
+    Peak memory in MiB beyond what was there before; NaN where it cannot be known.
+    """
+    with PeakMemory(device) as memory, contender.listening(Watch(contender.course, device, limit)), suppress(Enough):
         contender.call()
+    return memory.peak()
 
 
 # ---------------------------------------------------------------------------------------------- memory
