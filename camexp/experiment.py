@@ -1,11 +1,13 @@
 """Experiments: one YAML per published table, which says what to run and how the table is laid out."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from camexp.errors import CamexpError
+from camexp.files import read_yaml
 from camexp.methods import FAMILIES
 from camexp.places import CONFIGS
 
@@ -126,14 +128,14 @@ def load_experiment(name: str) -> Experiment:
 
     Raises
     ------
-    CamexpError: when there is none, or a key is missing.
+    CamexpError: when there is none, a key is missing, or a value is of the wrong kind.
     """
     path = CONFIGS / "experiment" / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         raise CamexpError(f"no experiment {name!r} in {path.parent}; there are {known}")
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    try:
+    content = read_yaml(path)
+    with _well_formed(path):
         common = {"protocol": content.get("protocol", PAPER), "published": content.get("published_variant", "")}
         controls = [{"method": control, "label": control, "published": ""} for control in content.get("controls", [])]
         return Experiment(
@@ -150,8 +152,17 @@ def load_experiment(name: str) -> Experiment:
             subset=content.get("subset", ""),
             note=content.get("note", ""),
         )
-    except (KeyError, TypeError) as error:
-        raise CamexpError(f"{path}: {error!r} is missing or of the wrong kind") from error
+
+
+@contextmanager
+def _well_formed(path: Path) -> Iterator[None]:
+    """Turn the errors of a file that lacks something into one that says where and what."""
+    try:
+        yield
+    except KeyError as error:
+        raise CamexpError(f"{path}: the key {error} is missing; the other files there are examples") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise CamexpError(f"{path}: a value is of the wrong kind: {error}") from error
 
 
 def _column(entry: dict[str, Any]) -> Column:
@@ -174,7 +185,7 @@ def load_suite(name: str) -> list[Experiment]:
 
     Raises
     ------
-    CamexpError: when there is neither.
+    CamexpError: when there is neither, or something in a file is missing or of the wrong kind.
     """
     path = CONFIGS / "suite" / f"{name}.yaml"
     if not path.is_file():
@@ -183,14 +194,15 @@ def load_suite(name: str) -> list[Experiment]:
         suites = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
         experiments = ", ".join(sorted(p.stem for p in (CONFIGS / "experiment").glob("*.yaml")))
         raise CamexpError(f"no suite or experiment {name!r}; suites: {suites}; experiments: {experiments}")
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    options = tuple(content.get("options", ()))
-    found = [load_experiment(experiment) for experiment in content["experiments"]]
+    content = read_yaml(path)
+    with _well_formed(path):
+        options, names = tuple(content.get("options", ())), list(content["experiments"])
+    found = [load_experiment(experiment) for experiment in names]
     return [replace(experiment, options=experiment.options + options) for experiment in found]
 
 
 def probe_seconds(suite: str) -> float:
     """How long one run of a suite may be probed to estimate its time: the suite's `probe`, 20 by default."""
     path = CONFIGS / "suite" / f"{suite}.yaml"
-    content: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-    return float(content.get("probe", 20))
+    with _well_formed(path):
+        return float(read_yaml(path).get("probe", 20) if path.is_file() else 20)

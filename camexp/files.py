@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all, free space, and what a full disk is called."""
+"""Files that are replaced as a whole or not at all, YAML, free space, and what a full disk is called."""
 
 import errno
 import os
@@ -6,6 +6,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from camexp.errors import CamexpError
 
@@ -28,6 +33,19 @@ def saying_when_full(path: Path) -> Iterator[None]:
             f"the disk is full: cannot write {path}. Everything up to the batch before is safe; "
             "free some space and give the same command again."
         ) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file as dicts, lists and values; variables are filled in.
+
+    Raises
+    ------
+    CamexpError: when it cannot be read; where, and what is wrong there.
+    """
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
+        raise CamexpError(f"cannot read {path.absolute()}: {error}") from error
 
 
 def write_atomically(path: Path, content: str | bytes | memoryview) -> None:

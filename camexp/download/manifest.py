@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from camexp.download.checksum import Checksum
 from camexp.errors import CamexpError
+from camexp.files import read_yaml
 from camexp.places import CONFIGS
 
 MANIFEST = CONFIGS / "download.yaml"
@@ -102,12 +99,9 @@ def load_manifest(path: Path = MANIFEST) -> dict[str, Item]:
 
     Raises
     ------
-    CamexpError: naming the entry that is malformed.
+    CamexpError: when the file cannot be read, or naming the entry that is malformed.
     """
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (OSError, OmegaConfBaseException, YAMLError) as error:
-        raise CamexpError(f"cannot read the manifest {path.absolute()}: {error}") from error
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise CamexpError(f"the manifest {path.absolute()} must map names of items to items")
     items = {}

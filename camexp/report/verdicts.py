@@ -9,6 +9,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 
 from camexp.errors import CamexpError
+from camexp.files import read_yaml
 from camexp.identity import NOT_IDENTITY
 from camexp.places import CONFIGS
 from camexp.report.runs import Run
@@ -79,7 +80,7 @@ def read_suspicious(path: Path, table: str) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    content = read_yaml(path)
     if not isinstance(content, list) or not all(isinstance(entry, dict) and "note" in entry for entry in content):
         raise CamexpError(f"{path} must be a list of entries with table, model, method, metric and note")
     return [entry for entry in content if entry.get("table") == table]
