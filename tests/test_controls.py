@@ -7,10 +7,10 @@ import torch
 from conftest import make_batch, make_classifier
 
 from camexp.errors import CamexpError
+from camexp.methods.blur import gaussian_blur
 from camexp.methods.edges import Edges, sobel_magnitude
 from camexp.methods.fake_cam import FakeCAM
 from camexp.methods.oracle import Oracle
-from camexp.methods.smooth_mask import gaussian_blur
 from camexp.metrics import localization
 from camexp.pairs import Pairs
 

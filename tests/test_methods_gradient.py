@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from camexp.errors import CamexpError
 from camexp.methods.base import scale_to_unit
+from camexp.methods.blur import gaussian_blur
 from camexp.methods.deeplift import DeepLIFT
 from camexp.methods.fullgrad import FullGrad, bias_of, full_gradients
 from camexp.methods.gradcam import GradCAM
@@ -26,7 +27,6 @@ from camexp.methods.guided_backprop import GuidedBackprop, guided_gradients
 from camexp.methods.guided_gradcam import GuidedGradCAM
 from camexp.methods.integrated_gradients import IntegratedGradients
 from camexp.methods.occlusion import Occlusion
-from camexp.methods.smooth_mask import gaussian_blur
 from camexp.methods.smoothgrad import SmoothGrad
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
@@ -106,6 +106,16 @@ def test_gradient_of_a_linear_network_is_its_weight() -> None:
     assert torch.equal(Gradient("sum_abs")(classifier, image, pair()), weight.abs().sum(1))
     assert torch.allclose(SmoothGrad(samples=3)(classifier, image, pair()), weight.abs().amax(1))
     assert torch.allclose(SmoothGrad(samples=3, square=True)(classifier, image, pair()), (weight**2).amax(1))
+
+
+@pytest.mark.parametrize("make", [Gradient, GuidedBackprop])
+def test_map_may_be_smoothed_by_a_share_of_its_longer_side(make: Callable[..., Any]) -> None:
+    classifier, (images, pairs) = make_classifier(), make_batch(2, 12, 20)
+    plain = make()(classifier, images, pairs)
+    found = make(smooth=0.1)(classifier, images, pairs)
+    assert torch.equal(found, gaussian_blur(plain, 2.0))
+    assert not torch.allclose(found, plain)
+    assert torch.equal(make(smooth=0.0)(classifier, images, pairs), plain)
 
 
 @pytest.mark.parametrize(("reduce", "expected"), [("sum_abs", 7.0), ("abs_sum", 3.0), ("sum", -3.0), ("max_abs", 5.0)])
@@ -581,6 +591,8 @@ def test_noise_of_smoothgrad_belongs_to_the_image_and_the_seed() -> None:
     [
         (lambda: Gradient("mean"), "method.reduce of gradient .* 'mean'"),
         (lambda: GuidedBackprop("mean"), "method.reduce of guided_backprop .* 'mean'"),
+        (lambda: Gradient(smooth=1.0), r"method.smooth of gradient must be in \[0, 1\), not 1.0"),
+        (lambda: GuidedBackprop(smooth=-0.1), r"method.smooth of guided_backprop must be in \[0, 1\), not -0.1"),
         (lambda: GuidedGradCAM(reduce="mean"), "method.reduce of guided_gradcam .* 'mean'"),
         (lambda: IntegratedGradients(reduce="mean"), "method.reduce of integrated_gradients .* 'mean'"),
         (lambda: IntegratedGradients(rule="left"), "method.rule of integrated_gradients .* 'left'"),

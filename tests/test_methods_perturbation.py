@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from camexp.errors import CamexpError
 from camexp.methods.ada_sise import AdaSISE
+from camexp.methods.blur import gaussian_blur
 from camexp.methods.extremal_perturbation import ExtremalPerturbation
 from camexp.methods.sise import SISE
-from camexp.methods.smooth_mask import ROUNDING, SmoothMask, blur_pyramid, gaussian_blur, ideal_step, perturb
+from camexp.methods.smooth_mask import ROUNDING, SmoothMask, blur_pyramid, ideal_step, perturb
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -47,11 +48,11 @@ def _seed() -> None:
 # ------------------------------------------------------------------------------------------ naive references
 
 
-def naive_blur(image: Tensor, sigma: float) -> Tensor:
+def naive_blur(image: Tensor, sigma: float, released: bool = False) -> Tensor:
     """Two-dimensional Gaussian convolution of image (H,W), pixel by pixel."""
     if sigma == 0:
         return image.clone()
-    radius = math.ceil(3 * sigma)
+    radius = math.ceil(4 * sigma if released else 3 * sigma)
     height, width = image.shape
     blurred = torch.zeros(height, width, dtype=torch.float64)
     for y in range(height):
@@ -60,7 +61,9 @@ def naive_blur(image: Tensor, sigma: float) -> Tensor:
             for v in range(-radius, radius + 1):
                 for u in range(-radius, radius + 1):
                     weight = math.exp(-(u * u + v * v) / (2 * sigma**2))
-                    total += weight * float(image[min(max(y + v, 0), height - 1), min(max(x + u, 0), width - 1)])
+                    inside = 0 <= y + v < height and 0 <= x + u < width
+                    if inside or not released:
+                        total += weight * float(image[min(max(y + v, 0), height - 1), min(max(x + u, 0), width - 1)])
                     weights += weight
             blurred[y, x] = total / weights
     return blurred
@@ -79,9 +82,23 @@ def naive_kernel(grid: tuple[int, int], height: int, width: int, step: int, sigm
     return torch.tensor(nodes).view(height * width, -1), torch.tensor(weights).view(height * width, -1)
 
 
+def naive_released_kernel(grid: tuple[int, int], step: int, sigma: int) -> tuple[Tensor, Tensor]:
+    """As `naive_kernel`, of the larger mask; nodes beyond the border have the index after the last one's."""
+    rows, columns = (range(-sigma, cells * step + sigma - step + 1) for cells in grid)
+    nodes, weights = [], []
+    for y, x in itertools.product(rows, columns):
+        for j in range(y // step - sigma // step - 1, y // step + sigma // step + 2):
+            for i in range(x // step - sigma // step - 1, x // step + sigma // step + 2):
+                known = 0 <= j < grid[0] and 0 <= i < grid[1]
+                nodes.append(j * grid[1] + i if known else grid[0] * grid[1])
+                weights.append(math.exp(-2 * max(0.0, math.hypot(y - j * step, x - i * step) / sigma - 0.5) ** 2))
+    pixels = len(rows) * len(columns)
+    return torch.tensor(nodes).view(pixels, -1), torch.tensor(weights).view(pixels, -1)
+
+
 def naive_mask(nodes: Tensor, kernel: tuple[Tensor, Tensor], height: int, width: int) -> Tensor:
     """The smooth max-convolution (H,W) of one grid (h,w); differentiable."""
-    f = kernel[1] * nodes.flatten()[kernel[0]]
+    f = kernel[1] * torch.cat([nodes.flatten(), torch.zeros(1)])[kernel[0]]
     return ((f * (20 * f).exp()).sum(1) / (20 * f).exp().sum(1)).view(height, width)
 
 
@@ -114,30 +131,42 @@ def naive_extremal(method: ExtremalPerturbation, classifier: Classifier, image: 
     """One pair's map (H,W): each area by itself, one image at a time."""
     height, width = image.shape[1:]
     sigmas = [method.max_blur * (1 - level / (method.levels - 1)) for level in range(method.levels)]
-    pyramid = torch.stack([torch.stack([naive_blur(c, s) for c in image]) for s in sigmas]).float()
+    released = method.variant == "released"
+    pyramid = torch.stack([torch.stack([naive_blur(c, s, released) for c in image]) for s in sigmas]).float()
     grid = (math.ceil(height / method.step), math.ceil(width / method.step))
-    kernel = naive_kernel(grid, height, width, method.step, method.sigma)
+    rows, columns, start = height, width, 0
+    if released:
+        start = int(method.sigma)
+        rows, columns = (cells * method.step + 2 * start - method.step + 1 for cells in grid)
+        kernel = naive_released_kernel(grid, method.step, start)
+    else:
+        kernel = naive_kernel(grid, height, width, method.step, method.sigma)
+
+    def of_image(mask: Tensor) -> Tensor:
+        return mask[start : start + height, start : start + width]
+
     total = torch.zeros(height, width)
     for area in method.areas:
         nodes = torch.ones(grid)
         velocity = torch.zeros_like(nodes)
         for t in range(method.iterations):
             nodes = nodes.detach().requires_grad_()
-            mask = naive_mask(nodes, kernel, height, width)
-            fed = naive_perturb(pyramid, mask)
-            if method.jitter and t % 2:
+            mask = naive_mask(nodes, kernel, rows, columns)
+            fed = naive_perturb(pyramid, of_image(mask))
+            if method.jitter and t % 2 == (0 if released else 1):
                 fed = fed.flip(2)
             logits = classifier.network(fed[None])
             score = logits if method.reward == "logit" else logits.softmax(1)
-            misfit = ((mask - naive_ideal(mask.detach(), round(area * height * width))) ** 2).mean()
+            ones = rows * columns - int(rows * columns * (1 - area)) if released else round(area * rows * columns)
+            misfit = ((mask - naive_ideal(mask.detach(), ones)) ** 2).mean()
             loss = -score[0, target] + method.penalty * method.penalty_growth**t * misfit
             loss.backward()
             gradient = nodes.grad
             assert gradient is not None
             velocity = gradient if t == 0 else method.momentum * velocity + (1 - method.momentum) * gradient
             nodes = (nodes.detach() - method.learning_rate * velocity).clamp(0, 1)
-        total += naive_mask(nodes, kernel, height, width)
-    return naive_blur(total, method.smooth * min(height, width)).float()
+        total += of_image(mask.detach() if released else naive_mask(nodes, kernel, rows, columns))
+    return naive_blur(total, method.smooth * min(height, width), released).float()
 
 
 def naive_otsu_keep(alpha: Tensor) -> Tensor:
@@ -162,6 +191,17 @@ def test_blur_is_gaussian_convolution_with_repeated_border():
     for sigma in (0.6, 3.0):  # 3.0: the kernel is larger than the image
         expected = naive_blur(image, sigma)
         assert torch.allclose(gaussian_blur(image[None, None], sigma)[0, 0].double(), expected, atol=1e-6)
+
+
+def test_released_blur_fades_to_0_beyond_the_border():
+    image = torch.randn(7, 10)
+    for sigma in (0.6, 3.0):
+        expected = naive_blur(image, sigma, released=True)
+        assert torch.allclose(
+            gaussian_blur(image[None, None], sigma, released=True)[0, 0].double(), expected, atol=1e-6
+        )
+    corner = gaussian_blur(torch.ones(1, 64, 64), 4.0, released=True)[0, 0, 0]
+    assert corner == pytest.approx(0.25, abs=0.06)  # a quarter of the plane, and the corner's own row and column
 
 
 def test_blur_keeps_constants_and_mean_of_an_interior_spot():
@@ -214,6 +254,31 @@ def test_mask_is_the_naive_smooth_max_convolution():
     assert torch.allclose(mask(nodes), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(9, 12), (8, 11)])
+def test_released_mask_is_the_naive_one_and_larger_than_the_image(height: int, width: int):
+    nodes = torch.rand(2, 3, 4)
+    mask = SmoothMask(height, width, step=3, sigma=6.0, device=CPU, released=True)
+    assert mask.grid == (3, 4)
+    assert mask.size == (3 * 3 + 2 * 6 - 2, 4 * 3 + 2 * 6 - 2)
+    expected = torch.stack([naive_mask(n, naive_released_kernel((3, 4), 3, 6), *mask.size) for n in nodes])
+    found = mask(nodes)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(found[mask.inside], found[:, 6 : 6 + height, 6 : 6 + width])
+
+
+def test_released_mask_of_224_pixels_has_260():
+    """With the released step and sigma; node (0, 0) is the image's first pixel."""
+    mask = SmoothMask(224, 224, step=7, sigma=21.0, device=CPU, released=True)
+    assert (mask.grid, mask.size, mask.window) == ((32, 32), (260, 260), 9)
+    nodes = torch.zeros(1, 32, 32)
+    nodes[0, 0, 0] = 1
+    found = mask(nodes)
+    blob = found[0, :43, :43]
+    assert found[mask.inside][0, 0, 0] == blob[21, 21] == found.max()
+    assert torch.allclose(blob, blob.flip(0), atol=1e-6)
+    assert torch.allclose(blob, blob.T, atol=1e-6)
+
+
 @pytest.mark.parametrize(("step", "sigma"), [(7, 21.0), (1, 4.0), (4, 5.0), (5, 1.0)])
 def test_mask_sees_all_nodes_within_one_and_a_half_sigma(step: int, sigma: float):
     side = 17 * step
@@ -226,9 +291,10 @@ def test_mask_sees_all_nodes_within_one_and_a_half_sigma(step: int, sigma: float
     assert seen.sum() == (step * mask.window) ** 2
 
 
-def test_mask_gradient():
+@pytest.mark.parametrize("released", [False, True])
+def test_mask_gradient(released: bool):
     nodes = torch.rand(2, 2, 3, dtype=torch.float64, requires_grad=True)
-    mask = SmoothMask(5, 7, step=3, sigma=3.0, device=CPU)
+    mask = SmoothMask(5, 7, step=3, sigma=3.0, device=CPU, released=released)
     assert torch.autograd.gradcheck(mask, (nodes,))
 
 
@@ -308,6 +374,19 @@ def test_extremal_perturbation_is_the_naive_loop(reward: str):
     assert maps.dtype == torch.float32
     assert torch.allclose(maps, expected, atol=1e-4)
     assert expected.std() > 0.01  # the masks have left their start
+
+
+@pytest.mark.parametrize("jitter", [True, False])
+def test_released_extremal_perturbation_is_the_naive_loop(jitter: bool):
+    classifier = make_classifier()
+    images, pairs = make_batch(2, 8, 11)
+    changed = {"variant": "released", "sigma": 6.0, "penalty": 30.0, "learning_rate": 0.1, "jitter": jitter}
+    method = dataclasses.replace(SMALL, **changed)
+    maps = method(classifier, images, pairs)
+    expected = torch.stack([naive_extremal(method, classifier, images[i], c) for i, _, c in pairs])
+    assert torch.allclose(maps, expected, atol=1e-4)
+    assert expected.std() > 0.01
+    assert not torch.allclose(maps, dataclasses.replace(method, variant="paper")(classifier, images, pairs), atol=0.01)
 
 
 def test_jitter_flips_odd_iterations():
@@ -413,11 +492,19 @@ def test_extremal_perturbation_leaves_nothing_behind():
         ("max_blur", 0.0),
         ("smooth", -0.1),
         ("reward", "softmax"),
+        ("variant", "torchray"),
     ],
 )
 def test_extremal_perturbation_names_the_wrong_parameter(name: str, value: object):
     with pytest.raises(CamexpError, match=rf"method\.{name} of extremal_perturbation must be .*, not "):
         dataclasses.replace(SMALL, **{name: value})
+
+
+def test_released_extremal_perturbation_needs_a_whole_number_of_cells():
+    with pytest.raises(CamexpError, match="sigma of extremal_perturbation must be a multiple of the step for"):
+        dataclasses.replace(SMALL, variant="released")  # 4 of 3
+    with pytest.raises(CamexpError, match="step of extremal_perturbation must be at least 1"):
+        dataclasses.replace(SMALL, variant="released", step=0)
 
 
 def test_a_list_of_areas_is_the_default_tuple():

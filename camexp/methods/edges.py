@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camexp.errors import CamexpError
-from camexp.methods.smooth_mask import gaussian_blur
+from camexp.methods.blur import gaussian_blur
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 

@@ -8,8 +8,8 @@ from torch import Generator, Size, Tensor
 
 from camexp.errors import CamexpError
 from camexp.methods.base import upsample
+from camexp.methods.blur import gaussian_blur
 from camexp.methods.smooth_gradcam_pp import gaussian_noise, input_range
-from camexp.methods.smooth_mask import gaussian_blur
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 from camexp.seeding import torch_generator

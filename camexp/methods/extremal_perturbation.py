@@ -1,5 +1,6 @@
 """Extremal perturbations (Fong, Patrick and Vedaldi, ICCV 2019, arXiv 1910.08485, section 3)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from camexp.errors import CamexpError
-from camexp.methods.smooth_mask import SmoothMask, blur_pyramid, gaussian_blur, ideal_step, perturb
+from camexp.methods.blur import gaussian_blur
+from camexp.methods.smooth_mask import SmoothMask, blur_pyramid, ideal_step, perturb
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -29,8 +31,11 @@ class ExtremalPerturbation:
     one area, is optimised independently of all others. Equal values at the step share its ones, which
     is the mean of the gradients of R_a over all orders of sorting.
 
-    The defaults are those of the benchmark that the authors released. Lengths in pixels are meant for a
-    shorter side of 224. On COCO the areas are 0.018, 0.025, 0.05 and 0.1.
+    The defaults are those of the benchmark that the authors released (TorchRay). Lengths in pixels are meant for a
+    shorter side of 224. On COCO the areas are 0.018, 0.025, 0.05 and 0.1. "released" does what its code does
+    otherwise: masks are larger than the image (`SmoothMask`) and a is the share of the larger area, so that with
+    224 x 224 pixels up to 1.35 a of the image is kept; blurred images fade to 0 towards the border, as G does; even
+    iterations are flipped; the map is made of the masks before the last step.
 
     Cost: per pair len(areas) * iterations forwards and as many backwards through the whole network; 3200 of each
     with the defaults. Nothing is shared by the classes of an image but its blur pyramid.
@@ -48,10 +53,11 @@ class ExtremalPerturbation:
     smooth: standard deviation of G as a share of the shorter side; 0 for none.
     jitter: whether to flip.
     reward: "logit", or "confidence" for Psi_c instead of y_c.
+    variant: "paper" or "released".
 
     Raises
     ------
-    CamexpError: for parameters out of range.
+    CamexpError: for parameters out of range, and for a sigma that is no multiple of the step with "released".
     """
 
     areas: Sequence[float] = (0.025, 0.05, 0.1, 0.2)
@@ -67,6 +73,7 @@ class ExtremalPerturbation:
     smooth: float = 0.09
     jitter: bool = True
     reward: str = "logit"
+    variant: str = "paper"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "areas", tuple(self.areas))  # a config gives a list
@@ -83,26 +90,40 @@ class ExtremalPerturbation:
             ("max_blur", self.max_blur > 0, "positive"),
             ("smooth", self.smooth >= 0, "at least 0"),
             ("reward", self.reward in ("logit", "confidence"), "logit or confidence"),
+            ("variant", self.variant in ("paper", "released"), "paper or released"),
+            (
+                "sigma",
+                not self.released or self.step < 1 or self.sigma % self.step == 0,
+                "a multiple of the step for the released variant",
+            ),
         ):
             if not valid:
                 raise CamexpError(
                     f"method.{name} of extremal_perturbation must be {expected}, not {getattr(self, name)!r}"
                 )
 
+    @property
+    def released(self) -> bool:
+        return self.variant == "released"
+
+    def ones(self, area: float, pixels: int) -> int:
+        """How many of a mask's pixels the ideal step has."""
+        return max(1, pixels - int(pixels * (1 - area)) if self.released else round(area * pixels))
+
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
         height, width = images.shape[2:]
         areas = len(self.areas)
-        sizes = [max(1, round(area * height * width)) for area in self.areas]
+        mask = SmoothMask(height, width, self.step, self.sigma, images.device, self.released)
+        sizes = [self.ones(area, math.prod(mask.size)) for area in self.areas]
         ones = torch.tensor(sizes, device=images.device).repeat(len(pairs))  # (P * areas,)
         image, target = pairs.image.repeat_interleave(areas), pairs.target.repeat_interleave(areas)
-        pyramid = blur_pyramid(images, self.levels, self.max_blur)  # (B, levels, 3, H, W)
-        mask = SmoothMask(height, width, self.step, self.sigma, images.device)
+        pyramid = blur_pyramid(images, self.levels, self.max_blur, self.released)  # (B, levels, 3, H, W)
 
         def work(rows: slice) -> Tensor:
             return self.optimise(classifier, mask, pyramid[image[rows]], target[rows], ones[rows])
 
         masks = torch.cat(classifier.in_chunks(work, len(ones)))  # (P * areas, H, W)
-        return gaussian_blur(masks.unflatten(0, (-1, areas)).sum(1), self.smooth * min(height, width))
+        return gaussian_blur(masks.unflatten(0, (-1, areas)).sum(1), self.smooth * min(height, width), self.released)
 
     def optimise(
         self, classifier: Classifier, mask: SmoothMask, pyramid: Tensor, target: Tensor, ones: Tensor
@@ -114,8 +135,8 @@ class ExtremalPerturbation:
             nodes.requires_grad_()
             with torch.enable_grad():
                 masks = mask(nodes)
-                perturbed = perturb(pyramid, masks)
-                if self.jitter and t % 2 == 1:
+                perturbed = perturb(pyramid, masks[mask.inside])
+                if self.jitter and t % 2 == (0 if self.released else 1):
                     perturbed = perturbed.flip(3)
                 logits = classifier.forward(perturbed)
                 scores = logits if self.reward == "logit" else classifier.confidence(logits)
@@ -124,4 +145,4 @@ class ExtremalPerturbation:
                 (gradient,) = torch.autograd.grad(objective.sum(), [nodes])
             velocity = gradient if velocity is None else gradient.lerp(velocity, self.momentum)
             nodes = (nodes.detach() + self.learning_rate * velocity).clamp(0, 1)
-        return mask(nodes)
+        return (masks.detach() if self.released else mask(nodes))[mask.inside]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce
+from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce, check_smooth, smoothed
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -25,21 +25,23 @@ class GuidedBackprop:
 
     Parameters
     ----------
-    reduce: "max" or "sum_abs", as for the vanilla gradient.
+    reduce, smooth: as for the vanilla gradient.
 
     Raises
     ------
-    CamexpError: for another reduction, and for a network without `nn.ReLU` modules (ReLUs that a network calls
-        as functions cannot be guided).
+    CamexpError: for another reduction or a share out of range, and for a network without `nn.ReLU` modules (ReLUs
+        that a network calls as functions cannot be guided).
     """
 
     reduce: str = "max"
+    smooth: float = 0.0
 
     def __post_init__(self) -> None:
         check_reduce("guided_backprop", self.reduce, OF_GRADIENTS)
+        check_smooth("guided_backprop", self.smooth)
 
     def __call__(self, classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:
-        return REDUCTIONS[self.reduce](guided_gradients(classifier, images, pairs))
+        return smoothed(REDUCTIONS[self.reduce](guided_gradients(classifier, images, pairs)), self.smooth)
 
 
 def guided_gradients(classifier: Classifier, images: Tensor, pairs: Pairs) -> Tensor:

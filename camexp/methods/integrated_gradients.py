@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from camexp.errors import CamexpError
+from camexp.methods.blur import gaussian_blur
 from camexp.methods.reduce import REDUCTIONS, check_reduce
-from camexp.methods.smooth_mask import gaussian_blur
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 

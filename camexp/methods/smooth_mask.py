@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from camexp.methods.blur import gaussian_blur
 from camexp.ranking import largest
 
 SHARPNESS = 20.0
@@ -15,31 +16,13 @@ ROUNDING = 1e-5
 """Differences between a mask's values that mean nothing."""
 
 
-def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Images (..., H, W) convolved with a Gaussian of `sigma` pixels, cut at 3 sigma; border pixels are repeated.
+def blur_pyramid(images: Tensor, levels: int, max_blur: float, released: bool = False) -> Tensor:
+    """Images (B,3,H,W) blurred with sigma falling linearly from `max_blur` pixels to 0, (B,levels,3,H,W).
 
-    sigma = 0 leaves them as they are.
+    `released`: as of `gaussian_blur`.
     """
-    if sigma == 0:
-        return images
-    rows, columns = (_blur_matrix(side, sigma).to(images) for side in images.shape[-2:])
-    return rows @ images @ columns.T
-
-
-def _blur_matrix(side: int, sigma: float) -> Tensor:
-    """The blur of one axis as a matrix (side, side); weights of pixels beyond the border count for the border's."""
-    radius = math.ceil(3 * sigma)
-    offset = torch.arange(-radius, radius + 1)
-    weight = torch.exp(-(offset.double() ** 2) / (2 * sigma**2))
-    source = (torch.arange(side)[:, None] + offset).clamp(0, side - 1)  # (side, offsets)
-    matrix = torch.zeros(side, side, dtype=torch.float64)
-    return matrix.scatter_add_(1, source, (weight / weight.sum()).expand(side, -1))
-
-
-def blur_pyramid(images: Tensor, levels: int, max_blur: float) -> Tensor:
-    """Images (B,3,H,W) blurred with sigma falling linearly from `max_blur` pixels to 0, (B,levels,3,H,W)."""
     sigmas = [max_blur * (1 - level / (levels - 1)) for level in range(levels)]
-    return torch.stack([gaussian_blur(images, sigma) for sigma in sigmas], 1)
+    return torch.stack([gaussian_blur(images, sigma, released) for sigma in sigmas], 1)
 
 
 def perturb(pyramid: Tensor, masks: Tensor) -> Tensor:
@@ -67,11 +50,16 @@ class SmoothMask:
         m(u) = smax_v k( |u - v| / sigma ) g(v),   smax f = sum_v f_v exp(f_v / T) / sum_v exp(f_v / T)
         k(z) = exp( -2 max(0, z - 1/2)^2 ),   T = 1/20
 
-    The grid's nodes v are the centres of cells of step x step pixels, h = ceil(H / step). k is 1 up to
-    sigma / 2 and one half at 1.09 sigma: one node alone makes a round blob of that radius (with a sigma of 21
-    3.3 % of 224 x 224 pixels), and no mask has smaller details. The maximum runs over the square of
-    cells around the pixel's own that holds all nodes within 1.5 sigma; further off k < 0.14. Beyond the border
-    the outermost nodes are repeated, so that a constant grid makes the same mask at the border as in the middle.
+    k and T are those of the released code. The grid's nodes v are the centres of cells of step x step pixels,
+    h = ceil(H / step). k is 1 up to sigma / 2 and one half at 1.09 sigma: one node alone makes a round blob of that
+    radius (with a sigma of 21 3.3 % of 224 x 224 pixels), and no mask has smaller details. The maximum runs over the
+    square of cells around the pixel's own that holds all nodes within 1.5 sigma; further off k < 0.14. Beyond the
+    border the outermost nodes are repeated, so that a constant grid makes the same mask at the border as in the
+    middle.
+
+    In the released code nodes are the first pixels of their cells, nodes beyond the border are 0, the square goes
+    one cell beyond sigma, and the mask is larger than the image: it goes on for `sigma` pixels above and to the left
+    of it, and for about as many (sigma - step + 1, for sides that are multiples of the step) below and to the right.
 
     Memory grows with the side of that square, not with its area.
 
@@ -80,32 +68,54 @@ class SmoothMask:
     height, width: of the masks.
     step: side of a cell in pixels.
     sigma: radius of the kernel in pixels.
+    released: as in the released code, for which sigma must be a multiple of the step.
+
+    Attributes
+    ----------
+    size: (H',W') of the masks.
+    inside: where the image is in masks (R,H',W').
     """
 
-    def __init__(self, height: int, width: int, step: int, sigma: float, device: torch.device):
-        self.size, self.step = (height, width), step
-        self.grid = (math.ceil(height / step), math.ceil(width / step))
-        radius = math.ceil(1.5 * sigma / step - 0.5)  # a pixel lies up to half a cell from its own node
+    def __init__(self, height: int, width: int, step: int, sigma: float, device: torch.device, released: bool = False):
+        self.grid, self.step = (math.ceil(height / step), math.ceil(width / step)), step
+        if released:
+            margin = round(sigma / step)  # cells
+            radius, node = margin + 1, 0.0
+            self.size = tuple((cells + 2 * margin - 1) * step + 1 for cells in self.grid)
+        else:
+            margin, node = 0, (step - 1) / 2
+            radius = math.ceil(1.5 * sigma / step - 0.5)  # a pixel lies up to half a cell from its own node
+            self.size = height, width
+        start = margin * step
+        self.inside = (slice(None), slice(start, start + height), slice(start, start + width))
         self.window = 2 * radius + 1
         cells = torch.arange(-radius, radius + 1) * step
-        pixels = torch.arange(step) - (step - 1) / 2  # from the centre of their own cell
+        pixels = torch.arange(step) - node  # from the node of their own cell
         offset = (pixels[:, None] - cells) ** 2  # (step, window)
         distance = (offset[:, None, :, None] + offset[None, :, None, :]).sqrt()  # (step, step, window, window)
         profile = torch.exp(-2 * (distance / sigma - 0.5).clamp(min=0) ** 2)
         self.kernel = profile.flatten(2).flatten(0, 1).to(device)  # (step^2, window^2)
-        # repeats border nodes; a product, because padding's backward pass on a GPU has no fixed order of summation
-        self.repeat = [torch.eye(n)[torch.arange(-radius, n + radius).clamp(0, n - 1)].to(device) for n in self.grid]
+        # a product, because padding's backward pass on a GPU has no fixed order of summation
+        self.pad = [_padding(n, radius + margin, repeat=not released).to(device) for n in self.grid]
 
     def __call__(self, nodes: Tensor) -> Tensor:
-        rows, columns = (repeat.to(nodes.dtype) for repeat in self.repeat)
+        rows, columns = (pad.to(nodes.dtype) for pad in self.pad)
         padded = rows @ nodes @ columns.T
         windows = F.unfold(padded[:, None], self.window)  # (R, window^2, h w)
         kernel = self.kernel.to(nodes.dtype)
         together = 1 if nodes.device.type == "cpu" else len(nodes)  # the products of one row fit a processor's cache
         parts = [_SmoothMax.apply(part, kernel, self.window) for part in windows.split(together)]
         maxima = torch.cat(parts)  # (R, step^2, h w)
-        masks = F.pixel_shuffle(maxima.unflatten(2, self.grid), self.step)[:, 0]  # (R, h step, w step)
+        cells = [side - self.window + 1 for side in padded.shape[1:]]
+        masks = F.pixel_shuffle(maxima.unflatten(2, cells), self.step)[:, 0]
         return masks[:, : self.size[0], : self.size[1]]
+
+
+def _padding(nodes: int, around: int, repeat: bool) -> Tensor:
+    """What puts so many nodes around those of an axis, (nodes + 2 around, nodes): the outermost again, or 0."""
+    source = torch.arange(-around, nodes + around)
+    matrix = torch.eye(nodes)[source.clamp(0, nodes - 1)]
+    return matrix if repeat else matrix * ((source >= 0) & (source < nodes))[:, None]
 
 
 class _SmoothMax(torch.autograd.Function):
