@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -54,7 +55,7 @@ def load_batches(
 
 def in_workers(items: TorchDataset, count: int, workers: int | str = "auto", pin_memory: bool = False) -> DataLoader:
     """The `count` items, each a batch, in order, read by processes; see `load_batches`."""
-    return DataLoader(
+    return _QuietLoader(
         items,
         batch_size=None,
         num_workers=count_workers(workers, count),
@@ -62,6 +63,19 @@ def in_workers(items: TorchDataset, count: int, workers: int | str = "auto", pin
         generator=torch.Generator(),  # starting workers draws a number, which must not be the run's
         pin_memory=pin_memory,
     )
+
+
+class _QuietLoader(DataLoader):
+    """Starts its workers with interrupts held back: one that is just starting has nobody yet to be quiet for it."""
+
+    def __iter__(self) -> Any:
+        if not hasattr(signal, "pthread_sigmask"):  # Windows
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            return super().__iter__()  # workers inherit what is held back
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def count_workers(workers: int | str, batches: int) -> int:

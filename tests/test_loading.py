@@ -15,7 +15,7 @@ from test_datasets import make_voc
 
 from camexp.datasets.voc import VOC
 from camexp.errors import CamexpError
-from camexp.loading import count_workers, load_batches
+from camexp.loading import count_workers, in_workers, load_batches
 from camexp.models.preprocess import Preprocess
 
 BATCHES = [[0, 1], [2], [3, 4], [5]]
@@ -85,7 +85,8 @@ from camexp.datasets.voc import VOC
 from camexp.loading import load_batches
 from camexp.models.preprocess import Preprocess
 batches = load_batches(VOC(sys.argv[1]), Preprocess(size=16), [[0], [1], [3], [4]] * 250_000, 2)
-next(batches)
+for _ in range(int(sys.argv[2])):
+    next(batches)
 try:
     print("started", flush=True)
     for batch in batches:
@@ -95,10 +96,32 @@ except KeyboardInterrupt:
 """
 
 
-def test_interrupt_of_the_whole_group_is_quiet(root):
+class Held:
+    """Whether interrupts are held back where an item is read."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, number):
+        return torch.tensor(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="Windows has no signal masks")
+def test_interrupts_are_held_back_in_workers_from_their_start_and_nowhere_else():
+    def held() -> bool:
+        return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    assert all(in_workers(Held(), 4, 2))
+    assert not held()
+    assert not any(in_workers(Held(), 4, 0))
+    assert not held()
+
+
+@pytest.mark.parametrize("batches", [0, 1])  # 0: the workers are just starting
+def test_interrupt_of_the_whole_group_is_quiet(root, batches):
     """As Ctrl-C in a terminal does, the signal goes to the workers too; none is left, and none says anything."""
     process = subprocess.Popen(
-        [sys.executable, "-c", LOOP, str(root)],
+        [sys.executable, "-c", LOOP, str(root), str(batches)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
