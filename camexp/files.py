@@ -36,14 +36,14 @@ def saying_when_full(path: Path) -> Iterator[None]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Content of a YAML file as dicts, lists and values; variables are filled in.
+    """Content of a YAML file as dicts, lists and values; variables stay as they are written.
 
     Raises
     ------
     CamexpError: when it cannot be read; where, and what is wrong there.
     """
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, UnicodeDecodeError, OmegaConfBaseException, YAMLError) as error:
         raise CamexpError(f"cannot read {path.absolute()}: {error}") from error
 

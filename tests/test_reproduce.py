@@ -50,32 +50,26 @@ def test_methods_that_only_papers_have_are_marked(name):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("kind", "text", "said"),
     [
-        ("title: [", "cannot read .*broken.yaml: while parsing"),
-        ("title: a table", "broken.yaml: the key 'columns' is missing|broken.yaml: the key 'published' is missing"),
-        ("- a\n- b", "broken.yaml: a value is of the wrong kind"),
-        ("{title: t, published: p, dataset: d, models: 3}", "broken.yaml: a value is of the wrong kind: 'int'"),
+        ("experiment", "title: [", "cannot read .*broken.yaml: while parsing"),
+        ("experiment", "title: a table", "broken.yaml: the key 'published' is missing"),
+        ("experiment", "- a\n- b", "broken.yaml: a value is of the wrong kind"),
+        (
+            "experiment",
+            "{title: t, published: p, dataset: d, models: 3}",
+            "broken.yaml: a value is of the wrong kind: 'int'",
+        ),
+        ("suite", "options: []", "suite/broken.yaml: the key 'experiments' is missing"),
+        ("suite", "3", "suite/broken.yaml"),
     ],
 )
-def test_broken_experiment_says_where_and_what(tmp_path, monkeypatch, text, said):
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "broken.yaml").write_text(text)
+def test_broken_experiment_or_suite_says_where_and_what(tmp_path, monkeypatch, kind, text, said):
+    (tmp_path / kind).mkdir()
+    (tmp_path / kind / "broken.yaml").write_text(text)
     monkeypatch.setattr("camexp.experiment.CONFIGS", tmp_path)
     with pytest.raises(CamexpError, match=said):
-        load_experiment("broken")
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("options: []", "suite/broken.yaml: the key 'experiments' is missing"), ("3", "suite/broken.yaml")],
-)
-def test_broken_suite_says_where_and_what(tmp_path, monkeypatch, text, said):
-    (tmp_path / "suite").mkdir()
-    (tmp_path / "suite" / "broken.yaml").write_text(text)
-    monkeypatch.setattr("camexp.experiment.CONFIGS", tmp_path)
-    with pytest.raises(CamexpError, match=said):
-        load_suite("broken")
+        {"experiment": load_experiment, "suite": load_suite}[kind]("broken")
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -88,8 +88,8 @@ class Budget:
 
 
 def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> float:
-    """What a rehearsal and one round take at least: for each contender two passes forth and back."""
-    return 2 * contenders * min(shape.pairs, batch) * 3 * forward
+    """What rehearsals and a round take at least: two passes forth and back per contender, and one more for camexp."""
+    return (1 + 2 * contenders) * min(shape.pairs, batch) * 3 * forward
 
 
 @dataclass

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from camexp.errors import CamexpError
-from camexp.files import write_atomically
+from camexp.files import read_yaml, write_atomically
 
 DIGITS = {"md5": 32, "sha256": 64}
 BLOCK = 1 << 20
@@ -60,7 +60,7 @@ class Recorded:
         self.path = path
 
     def _read(self) -> dict[str, str]:
-        return dict(OmegaConf.load(self.path).items()) if self.path.is_file() else {}  # type: ignore[arg-type]
+        return read_yaml(self.path) if self.path.is_file() else {}
 
     def get(self, name: str) -> Checksum | None:
         """What was recorded for a file's name."""

@@ -65,7 +65,7 @@ class SmoothMask:
 
     Parameters
     ----------
-    height, width: of the masks.
+    height, width: of the image.
     step: side of a cell in pixels.
     sigma: radius of the kernel in pixels.
     released: as in the released code, for which sigma must be a multiple of the step.

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from omegaconf import OmegaConf
 
 from camexp.experiment import Column, Experiment
+from camexp.files import read_yaml
 from camexp.places import CONFIGS
 from camexp.report.layout import CONFLICT, DOUBTFUL, SIGNS, UNFINISHED, model_name
 from camexp.report.table import quantity
@@ -100,7 +100,7 @@ def _fewer(column: Column) -> str:
     path = CONFIGS / "method" / f"{column.method}.yaml"
     if not path.is_file():
         return ""
-    defaults: Any = OmegaConf.to_container(OmegaConf.load(path))
+    defaults = read_yaml(path)
     sizes = [(name, _size(value), _size(defaults.get(name))) for name, value in column.overrides if name in COUNTS]
     return ", ".join(f"{name} {ours:g} of {whole:g}" for name, ours, whole in sizes if 0 < ours < whole)
 

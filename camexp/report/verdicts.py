@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from camexp.errors import CamexpError
 from camexp.files import read_yaml
@@ -66,7 +65,7 @@ def _other_split(dataset: str, identity: dict[str, Any]) -> bool:
     path = CONFIGS / "dataset" / f"{dataset}.yaml"
     if not path.is_file():
         return False
-    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    content = read_yaml(path)
     plain = {n: v for n, v in content.items() if n not in (*NOT_IDENTITY, "defaults")}
     return any(f"dataset.{n}" in identity and identity[f"dataset.{n}"] != v for n, v in plain.items())
 
