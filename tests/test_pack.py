@@ -69,9 +69,23 @@ def test_products_are_the_same(shape: dict[str, int]) -> None:
 def test_order_serves_any_number_of_several_images() -> None:
     plain, packed = pair(kernel_size=3)
     with Packed() as counted:
-        for count, made in ((5, 1), (2, 1), (7, 1), (1, 2), (3, 3)):
+        for count, made in ((5, 1), (2, 1), (7, 1), (1, 2), (3, 2), (1, 2)):
             torch.testing.assert_close(packed(images(count, 8, 6, 6)), plain(images(count, 8, 6, 6)))
             assert counted.made == made
+
+
+def test_orders_for_one_image_and_for_several_are_kept_side_by_side() -> None:
+    plain, packed = pair(kernel_size=3)
+    with Packed() as counted:
+        for _ in range(2):
+            for each, count in ((plain, 1), (packed, 1), (plain, 3), (packed, 3)):
+                batch = images(count, 8, 6, 6).requires_grad_()
+                each(batch).square().sum().backward()
+                if each is plain:
+                    expected = batch.grad
+                else:
+                    torch.testing.assert_close(batch.grad, expected, rtol=1e-5, atol=1e-5)
+    assert (counted.made, counted.count("_reorder_convolution_transpose_weight")) == (2, 2)
 
 
 def test_order_is_made_once_for_a_shape_and_again_for_other_weights() -> None:
@@ -304,9 +318,9 @@ def test_copies_make_an_order_of_their_own() -> None:
     _, packed = pair(kernel_size=3)
     expected = packed(images(1, 8, 6, 6))
     for other in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert other._conv_forward.forth.last is None
+        assert not any(kept.last for kept in other._conv_forward.forth)
         assert torch.equal(other(images(1, 8, 6, 6)), expected)
-        assert other._conv_forward.forth.last[2] is not packed._conv_forward.forth.last[2]
+        assert other._conv_forward.forth[0].last[2] is not packed._conv_forward.forth[0].last[2]
         other.weight.zero_()
         other.bias.zero_()
         assert not other(images(1, 8, 6, 6)).any()

@@ -66,14 +66,13 @@ class Difference:
 
         Parameters
         ----------
-        usual: the same function, where `function` is made for many rows and the network's own weights.
+        usual: the same function, where `function` is made for the network's own weights.
         """
-        usual = usual or function
-        reference = (usual if len(self) > 1 else function)(self.reference, weight, bias)
+        reference = function(self.reference, weight, bias)
         total = function(self.total, weight, None)
         if len(self.parts) == 1:
             return Difference(reference, (total,))
-        magnitude = usual(self.total * self._sign(), weight.abs(), None)
+        magnitude = (usual or function)(self.total * self._sign(), weight.abs(), None)
         slack = NEGLIGIBLE * magnitude.detach()
         return Difference(reference, tuple(settle((total + m) / 2, slack) for m in (magnitude, -magnitude)))
 

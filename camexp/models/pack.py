@@ -13,15 +13,15 @@ class PackedProduct:
     """Computes a convolution, and its gradient for the images, from weights kept in order.
 
     On a CPU oneDNN computes with weights in blocks whose order depends on the shape of the images; PyTorch brings them
-    into that order in every pass, which for a single image can take longer than the product itself. Here the orders
-    for the last form of images (`_form`) are kept, beside the weights themselves. Passes with a graph of the weights,
-    in bfloat16, on another device, of images that are not in channels-last order, or of what oneDNN does not take are
-    left to PyTorch.
+    into that order in every pass, which for a single image can take longer than the product itself. Here two orders
+    are kept beside the weights themselves: for one image and for several, of the size that came last. Passes with a
+    graph of the weights, in bfloat16, on another device, of images that are not in channels-last order, or of what
+    oneDNN does not take are left to PyTorch.
     """
 
     def __init__(self, convolution: nn.Conv2d):
         self.convolution = convolution
-        self.forth, self.back = Kept(), Kept()
+        self.forth, self.back = (Kept(), Kept()), (Kept(), Kept())  # for one image, for several
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if onednn.has_own_rule(images):
@@ -69,8 +69,8 @@ class PackedProduct:
     ) -> Tensor:
         """`product` of what is taken, without a graph."""
         mkldnn, geometry, size = torch.ops.mkldnn, self.geometry, images.shape
-        order = self.forth(
-            weight, (*_form(size), *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
+        order = self.forth[size[0] > 1](
+            weight, (*size[1:], *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
         )
         if plus is None:
             return mkldnn._convolution_pointwise(images, order, bias, *geometry, then, [], "")
@@ -88,12 +88,12 @@ class PackedProduct:
             return torch.ops.aten.convolution_backward(upper, images, weight, *settings)[0]
         upper = upper.contiguous(memory_format=torch.channels_last)
         if subpixel.takes(self.convolution):
-            cells = self.back(weight, self.geometry, lambda: subpixel.cell_weight(weight, stride[0]))
+            cells = self.back[0](weight, self.geometry, lambda: subpixel.cell_weight(weight, stride[0]))  # for any
             return subpixel.image_gradient(upper, cells, self.convolution, size)
         geometry = padding, self._beyond_the_windows(size), stride, dilation, groups
-        order = self.back(
+        order = self.back[size[0] > 1](
             weight,
-            (*_form(size), *self.geometry),
+            (*size[1:], *self.geometry),
             lambda: mkldnn._reorder_convolution_transpose_weight(weight, *geometry, upper.shape),
         )
         return mkldnn._convolution_transpose_pointwise(upper, order, None, *geometry, "none", [], "")
@@ -128,11 +128,6 @@ class Kept:
         if last is None or last[1] != use or not last[0].is_set_to(weight):
             self.last = last = weight.detach(), use, make()
         return last[2]
-
-
-def _form(size: torch.Size) -> tuple[int, ...]:
-    """What oneDNN's order of weights depends on: whether there is more than one image, and their shape."""
-    return min(size[0], 2), *size[1:]
 
 
 class _Recorded(torch.autograd.Function):
