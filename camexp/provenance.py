@@ -18,7 +18,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     is_gpu = device.type == "cuda"
     return {
         "camexp": camexp.__version__,
-        "commit": _commit(),
+        "commit": commit(Path(camexp.__file__).resolve().parent, CONFIGS),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
@@ -45,22 +45,21 @@ def processor(described: Path = Path("/proc/cpuinfo")) -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _commit() -> str | None:
-    """The commit of the package's checkout, with "+changes" when files differ; None outside of one."""
-    here = Path(camexp.__file__).resolve().parent
-    if CONFIGS.is_relative_to(here):  # installed: a repository around it is not its own
+def commit(code: Path, configs: Path) -> str | None:
+    """The commit of a checkout, with "+changes" when files of these two folders differ from it.
+
+    What else differs, like tables that were measured anew, makes no difference to what is computed. None outside of a
+    checkout, and for an installed package, which has its configs within: a repository around it is not its own.
+    """
+    if configs.is_relative_to(code):
         return None
+
+    def git(*asked: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(code), *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        describe = [
-            "git",
-            "-C",
-            str(here),
-            "describe",
-            "--always",
-            "--abbrev=40",
-            "--dirty=+changes",
-            "--exclude=*",
-        ]
-        return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", str(code), str(configs))
+        return git("rev-parse", "HEAD") + "+changes" * bool(changes)
     except (OSError, subprocess.SubprocessError):
         return None
