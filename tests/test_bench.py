@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -470,9 +471,15 @@ def test_table_is_written_resumed_and_started_afresh(tmp_path: Path, measured: l
         ("cam", "resnet50"),
         ("gradcam", "vgg16"),
     ]
-    assert "| Grad-CAM" in (tmp_path / "bench.md").read_text()
+    text = (tmp_path / "bench.md").read_text()
+    assert "| Grad-CAM" in text
+    commands = re.findall(r"`(python scripts/bench\.py .*?)`", next(li for li in text.splitlines() if "Command:" in li))
+    assert ["--models resnet50" in command for command in commands] == [True, False]  # each that measured something
+    assert bench(tmp_path, *some) == 0
+    assert (tmp_path / "bench.md").read_text() == text
     assert bench(tmp_path, *some, "--fresh") == 0
     assert len(measured) == 6
+    assert (tmp_path / "bench.md").read_text().count("`python scripts/bench.py ") == 1
 
 
 def test_cells_of_other_versions_are_not_mixed(

@@ -55,14 +55,14 @@ def run_table(args: argparse.Namespace, device: torch.device) -> int:
         if version(library) is None:
             print(f"{library} is not installed and left out; pip install '.[bench]' brings it", file=sys.stderr)
     cells = all_cells(args.methods, args.models, args.images, args.classes)
-    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), args.fresh)
+    command = " ".join(["python", "scripts/bench.py", *args.given])
+    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), args.fresh, command)
     if store.replaced:
         print(
             f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}; the cells of before are "
             "kept in *_before.csv",
             file=sys.stderr,
         )
-    store.command = ["python", "scripts/bench.py", *args.given]
     bench = Bench(store, Budget(60 * args.budget), args.rounds, lambda model: Subject(model, options_of(args)))
     status = 0
     try:

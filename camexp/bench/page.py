@@ -137,7 +137,7 @@ def section(folder: Path, device: str) -> str:
     if not path.is_file():
         return "\n".join([title, NO_GPU if device == "gpu" else "Not measured yet: `make bench`.\n", *extras])
     rows, info = read_csv(path, COLUMNS), read_info(path)
-    parts = [title, _machine(info.get("made_with", {}), rows), _command(info.get("command", []))]
+    parts = [title, _machine(info.get("made_with", {}), rows), _commands(info.get("commands", []))]
     parts += ["Images x classes per image, geometric means over the networks:\n", headline(rows) + "\n"]
     parts += [
         verdicts(rows, device) + "\n",
@@ -159,8 +159,9 @@ def _machine(made_with: dict[str, Any], rows: Sequence[Row]) -> str:
     return f"{told}. Best plain forward per image: {forward}.\n"
 
 
-def _command(command: Sequence[str]) -> str:
-    return f"Command: `{' '.join(command)}`\n" if command else ""
+def _commands(commands: Sequence[str]) -> str:
+    shown = ", then ".join(f"`{command}`" for command in commands)
+    return f"Command: {shown}\n" if commands else ""
 
 
 def _extra(path: Path, heading: str, text: str) -> list[str]:

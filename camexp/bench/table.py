@@ -29,29 +29,38 @@ class Store:
 
     Cells of another machine, version or option are not mixed with new ones: with the first new one they are set aside,
     in files whose names end in `_before`.
+
+    Parameters
+    ----------
+    command: that measures the new cells; the JSON lists each that measured any.
     """
 
     path: Path
     made_with: dict[str, Any]
     fresh: bool = False
+    command: str = ""
 
     def __post_init__(self) -> None:
         self.rows: dict[Cell, Row] = {}
         self.left_out: dict[str, str] = {}
-        self.command: list[str] = []
+        self.commands: list[str] = []
         self.replaced: list[str] = []
         self.set_aside = False
         if self.path.is_file() and not self.fresh:
-            before = read_info(self.path).get("made_with", {})
+            info = read_info(self.path)
+            before = info.get("made_with", {})
             keys = sorted(before.keys() | self.made_with.keys())
             self.replaced = [key for key in keys if before.get(key) != self.made_with.get(key)]
             if not self.replaced:
                 self.rows = {cell_of(row): row for row in read_csv(self.path, COLUMNS)}
+                self.commands = info.get("commands", [])
 
     def add(self, row: Row) -> None:
         """Keep a finished cell."""
         self.rows[cell_of(row)] = row
         self.left_out.pop(str(cell_of(row)), None)
+        if self.command not in self.commands:
+            self.commands.append(self.command)
         self.write()
 
     def write(self) -> None:
@@ -59,7 +68,7 @@ class Store:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.replaced and not self.set_aside:
             self._set_aside()
-        info = {"made_with": self.made_with, "command": self.command, "left_out": self.left_out}
+        info = {"made_with": self.made_with, "commands": self.commands, "left_out": self.left_out}
         write_atomically(self.path, to_csv(self.rows.values(), COLUMNS, header=True))
         write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
 
