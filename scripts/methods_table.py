@@ -10,9 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from camexp.experiment import label_of
+from camexp.files import read_yaml
 from camexp.methods import FAMILIES
 from camexp.places import CONFIGS
 
@@ -27,15 +26,14 @@ run by `python -m camexp.run method=<name>`; its parameters are given as `method
 
 def row(name: str) -> str:
     """One line of the table: name, source, cost, parameters with their defaults."""
-    config = OmegaConf.load(CONFIGS / "method" / f"{name}.yaml")
-    module_name, class_name = config["_target_"].rsplit(".", 1)
+    values = read_yaml(CONFIGS / "method" / f"{name}.yaml")
+    module_name, class_name = values["_target_"].rsplit(".", 1)
     module = importlib.import_module(module_name)
     source = inspect.getdoc(module).split("\n\n")[0].replace("\n", " ").rstrip(".")
     text = " ".join(inspect.getdoc(getattr(module, class_name)).split())
     found = re.search(r"Cost: (.*?)(?= Parameters -{3,}| Raises -{3,}|$)", text)
     if found is None:
         raise SystemExit(f"{module_name}: the docstring of {class_name} does not say `Cost: ...`")
-    values = OmegaConf.to_container(config)
     parameters = ", ".join(f"`{k}={_shown(v)}`" for k, v in values.items() if k not in ("name", "_target_", "seed"))
     cells = [f"`{name}`", label_of(name), source, found[1], parameters or "none"]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

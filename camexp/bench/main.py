@@ -56,7 +56,7 @@ def run_table(args: argparse.Namespace, device: torch.device) -> int:
             print(f"{library} is not installed and left out; pip install '.[bench]' brings it", file=sys.stderr)
     cells = all_cells(args.methods, args.models, args.images, args.classes)
     command = " ".join(["python", "scripts/bench.py", *args.given])
-    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), args.fresh, command)
+    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), command, args.fresh)
     if store.replaced:
         print(
             f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}; the cells of before are "

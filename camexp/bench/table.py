@@ -37,8 +37,8 @@ class Store:
 
     path: Path
     made_with: dict[str, Any]
+    command: str
     fresh: bool = False
-    command: str = ""
 
     def __post_init__(self) -> None:
         self.rows: dict[Cell, Row] = {}
