@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_products_and_gradients_are_the_same(count: int, bias: bool) -> None:
     assert products == 1
     torch.testing.assert_close(found, plain(rows(count, 1024)), **CLOSE)
     inputs = [rows(count, 1024).requires_grad_() for _ in range(2)]
-    for layer, input, times in zip((plain, fast), inputs, (0, 2), strict=True):
+    for layer, input, times in zip((plain, fast), inputs, (0, 1 + (count > 1)), strict=True):
         with Operations() as operations:
             layer(input).square().sum().backward()
         assert operations.count("_linear_pointwise") == times
@@ -135,6 +136,32 @@ def test_a_graph_can_be_gone_back_through_again_and_further() -> None:
         (second,) = torch.autograd.grad(gradient.square().sum(), input)
         results.append([first, gradient, second])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_several_gradients_at_once_are_one_product() -> None:
+    upper = rows(3, 5, 2, 1024)
+    results, products = [], []
+    for layer in pair():
+        input = rows(2, 1024).requires_grad_()
+        output = layer(input)
+
+        def back(one: Tensor, create_graph: bool = False, output: Tensor = output, input: Tensor = input) -> Tensor:
+            return torch.autograd.grad(output, input, one, retain_graph=True, create_graph=create_graph)[0]
+
+        with Operations() as operations:
+            found = (
+                torch.func.vmap(back)(upper[0]),
+                torch.func.vmap(back, in_dims=2, out_dims=2)(upper[0].movedim(0, 2)),
+            )
+            nested = torch.func.vmap(torch.func.vmap(back))(upper)
+        torch.testing.assert_close(found[1].movedim(2, 0), found[0])
+        recorded = torch.func.vmap(partial(back, create_graph=True))(upper[0])
+        results.append(
+            [found[0], nested, recorded, torch.autograd.grad(output, input, upper[0], is_grads_batched=True)[0]]
+        )
+        products.append(operations.count("_linear_pointwise"))
+    assert products == [0, 3]
+    torch.testing.assert_close(results[1], results[0], **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # told whenever the library is switched off

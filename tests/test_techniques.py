@@ -42,10 +42,11 @@ SWITCHES = (
     "onednn_linear",
     "inference_mode",
     "tail_backward",
+    "batched_backward",
     "share_classes",
     "keep_freed_memory",
 )
-OF_CLASSIFIER = SWITCHES[1:7]
+OF_CLASSIFIER = SWITCHES[1:8]
 METHODS = (GradCAM(), GradCAM("1"), SISE(), RISE(masks=20), ScoreCAM())
 
 
@@ -113,8 +114,8 @@ def backward_rows(classifier: Classifier, path: str) -> Iterator[list[int]]:
 def test_backward_pass_ends_at_the_layer_or_at_the_image(tail_backward: bool, at_the_start: int) -> None:
     images, pairs = make_batch()
     classifier = make_classifier(tail_backward=tail_backward)
-    with backward_rows(classifier, "0") as start, backward_rows(classifier, "5") as tail:
-        classifier.activations_and_gradients(images, pairs, "4")
+    with backward_rows(classifier, "0") as start, backward_rows(classifier, "4") as tail:
+        classifier.activations_and_gradients(images, pairs, "1")
     assert (sum(start), sum(tail)) == (at_the_start, len(pairs))
     assert not images.requires_grad
 
@@ -228,7 +229,8 @@ def test_switches_reach_the_classifier(on: bool) -> None:
     cfg = config.compose_config([*TINY, "dataset=voc", "model.checkpoint=random", *options])
     classifier, _ = config.make_classifier(cfg, 4)
     expected = torch.channels_last if on else torch.contiguous_format
-    assert (classifier.memory_format, classifier.inference_mode, classifier.tail_backward) == (expected, on, on)
+    found = classifier.inference_mode, classifier.tail_backward, classifier.batched_backward
+    assert (classifier.memory_format, *found) == (expected, on, on, on)
 
 
 @pytest.mark.parametrize("on", [True, False])

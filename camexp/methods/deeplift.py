@@ -8,6 +8,7 @@ from torch import Tensor
 from camexp.errors import CamexpError
 from camexp.methods._deeplift_graph import Difference
 from camexp.methods.reduce import REDUCTIONS, check_reduce
+from camexp.models.backward import by_class
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -88,4 +89,4 @@ class DeepLIFT:
             inputs = Difference.of_images(reference, change, separate=self.rule == "revealcancel")
             classifier.on_forward(1 + len(change))
             logits = classifier.network(inputs).total  # y(I) - y(I'), (n, C)
-        return torch.stack([gradient for (gradient,) in classifier.by_class(logits, target, [change])], 1)
+        return torch.stack([gradient for (gradient,) in by_class(logits, target, [change])], 1)

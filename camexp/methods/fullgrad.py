@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from camexp.errors import CamexpError
 from camexp.methods.base import upsample
+from camexp.models.backward import by_class
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -85,7 +86,7 @@ def full_gradients(
     inputs = images.detach().requires_grad_()
     with biased_outputs(classifier.network, take), torch.enable_grad():
         logits = classifier.forward(inputs)
-    for (gradient,) in classifier.by_class(logits, target, [inputs]):
+    for (gradient,) in by_class(logits, target, [inputs]):
         take(gradient * images)
         yield
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from camexp.methods.gradcam import gradcam
 from camexp.methods.guided_backprop import guided_relus
 from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce
+from camexp.models.backward import by_class
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -57,9 +58,9 @@ class GuidedGradCAM:
             with guided_relus(classifier.network) as guide, classifier.hooks([layer], keep), torch.enable_grad():
                 logits = classifier.forward(inputs)
             guide.on = False
-            plain = [gradient for (gradient,) in classifier.by_class(logits, target, found, keep=True)]
+            plain = [gradient for (gradient,) in by_class(logits, target, found, keep=True)]
             guide.on = True
-            guided = [gradient for (gradient,) in classifier.by_class(logits, target, [inputs])]
+            guided = [gradient for (gradient,) in by_class(logits, target, [inputs])]
             cams = [gradcam(found[0].detach(), gradient, images.shape[2:]) for gradient in plain]  # (n, H, W) each
             return [torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
+from camexp.models.backward import Score, at_once, by_class, carried_back, chosen_logit, is_light
 from camexp.models.fuse import fusion_of, watched
 from camexp.models.speed_up import as_it_was, speed_up
 from camexp.pairs import Pairs
@@ -21,11 +22,6 @@ CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "logit": lambda logits: logits,
 }
-
-
-def chosen_logit(logits: Tensor, target: Tensor) -> Tensor:
-    """y_c (n,) of logits (n,C) and classes (n,)."""
-    return logits.gather(1, target[:, None])[:, 0]
 
 
 class Classifier:
@@ -47,6 +43,7 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
+    batched_backward: one backward pass for all classes of an image where that is hardly more than linear layers.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
     onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS.
@@ -69,6 +66,7 @@ class Classifier:
         channels_last: bool = True,
         inference_mode: bool = True,
         tail_backward: bool = True,
+        batched_backward: bool = True,
         packed_weights: bool = True,
         fused_activations: bool = True,
         onednn_linear: bool = True,
@@ -98,7 +96,7 @@ class Classifier:
         self._fill_is_zero = not bool(self.fill.any())
         self.forward_batch = forward_batch
         self.precision = precision
-        self.inference_mode, self.tail_backward = inference_mode, tail_backward
+        self.inference_mode, self.tail_backward, self.batched_backward = inference_mode, tail_backward, batched_backward
         if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
@@ -282,7 +280,7 @@ class Classifier:
         def keep(name: str, output: Tensor) -> Tensor:
             _require_maps(name, output)
             if not found:
-                output = output.detach().requires_grad_() if self.tail_backward else _carried_back(output, inputs)
+                output = output.detach().requires_grad_() if self.tail_backward else carried_back(output, inputs)
             found[name] = output
             return output.clone()  # what follows may change its input in place
 
@@ -303,24 +301,26 @@ class Classifier:
         images: Tensor,
         pairs: Pairs,
         layers: Sequence[str],
-        score: Callable[[Tensor, Tensor], Tensor] = chosen_logit,
+        score: Score = chosen_logit,
         reduce: Callable[[Tensor], Tensor] = lambda gradient: gradient,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Activations A (B,K,h,w) of each layer, and what `reduce` leaves of the gradients dscore/dA, (P,...).
 
-        One forward per image, and one backward to the first layer per pair. Images without pairs are not run; their
-        activations are 0.
+        One forward per image, and one backward to the first layer per pair, or one for all pairs of an image where that
+        is light (`camexp.models.backward`). Images without pairs are not run; their activations are 0.
 
         Parameters
         ----------
-        score: as of `by_class`.
+        score: what is differentiated.
         reduce: gradients (n,K,h,w) of n pairs -> (n,...).
         """
         features: list[Tensor] = []
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
             activations, logits = self.capture(images[image], layers)
-            columns = [[reduce(g) for g in found] for found in self.by_class(logits, target, activations, score)]
+            several = self.batched_backward and target.shape[1] > 1 and is_light(logits)
+            back = at_once if several else by_class
+            columns = [[reduce(g) for g in found] for found in back(logits, target, activations, score)]
             if not features:
                 features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)
             for feature, activation in zip(features, activations, strict=True):
@@ -337,7 +337,7 @@ class Classifier:
             inputs = images[image].detach().requires_grad_()
             with torch.enable_grad():
                 logits = self.forward(inputs)
-            return [torch.stack([gradient for (gradient,) in self.by_class(logits, target, [inputs])], 1)]
+            return [torch.stack([gradient for (gradient,) in by_class(logits, target, [inputs])], 1)]
 
         (gradients,) = self.of_images(pairs, work)
         return gradients
@@ -363,29 +363,6 @@ class Classifier:
         places = torch.cat(order).argsort()
         return [torch.cat(parts)[places] for parts in zip(*results, strict=True)]
 
-    def by_class(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        inputs: Sequence[Tensor],
-        score: Callable[[Tensor, Tensor], Tensor] = chosen_logit,
-        keep: bool = False,
-    ) -> Iterator[Sequence[Tensor]]:
-        """Gradients of the score of each image's first class, then of its second, and so on.
-
-        Parameters
-        ----------
-        logits: (n,C), of one forward pass with a graph; target: (n,c).
-        inputs: tensors (n,...) of the graph.
-        score: logits (n,C) and classes (n,) -> what is differentiated, (n,).
-        keep: the graph, for further backward passes.
-        """
-        last = target.shape[1] - 1
-        for j, column in enumerate(target.T):
-            with torch.enable_grad():
-                total = score(logits, column).sum()
-            yield torch.autograd.grad(total, inputs, materialize_grads=True, retain_graph=keep or j < last)
-
 
 def _require_maps(name: str, output: Tensor) -> None:
     if output.dim() != 4:
@@ -393,17 +370,6 @@ def _require_maps(name: str, output: Tensor) -> None:
         raise CamexpError(
             f"layer {name!r} puts out {shape} values per image, not channels of maps; choose another layer"
         )
-
-
-def _carried_back(output: Tensor, inputs: Tensor) -> Tensor:
-    """A copy of `output` whose gradient, once it is found, goes on back to `inputs`; autograd would stop there."""
-    copy = output.clone()
-
-    def go_on(gradient: Tensor) -> None:
-        torch.autograd.grad(output, inputs, gradient, retain_graph=True)  # the caller may go back again
-
-    copy.register_hook(go_on)
-    return copy
 
 
 def _out_of_memory(error: BaseException) -> bool:

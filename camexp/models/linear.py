@@ -33,7 +33,7 @@ class LinearProduct:
         if not (onednn.takes(input, weight, bias) and input.ndim == 2 and input.shape[1] == weight.shape[1]):
             return F.linear(input, weight, bias)
         recorded = torch.is_grad_enabled() and input.requires_grad
-        return (_Recorded.apply if recorded else product)(input, weight, bias)
+        return (Recorded.apply if recorded else product)(input, weight, bias)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-class _Recorded(torch.autograd.Function):
+class Recorded(torch.autograd.Function):
     """`product` with a graph of the rows."""
 
     @staticmethod
@@ -52,8 +52,32 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
-        of_rows = product(upper, weight.t(), None) if onednn.takes_back(upper) else upper @ weight
-        return of_rows, None, None
+        one_by_one = torch.is_grad_enabled() or not onednn.is_batched(upper)
+        return back(upper, weight) if one_by_one else _Back.apply(upper, weight), None, None
+
+
+def back(upper: Tensor, weight: Tensor) -> Tensor:
+    """dL/dx (N,C) of dL/dy (N,K) for y = x W^T; a single row is what BLAS is good at."""
+    several = len(upper) > 1 and onednn.takes_back(upper)
+    return product(upper, weight.t(), None) if several else upper @ weight
+
+
+class _Back(torch.autograd.Function):
+    """`back`, of which `torch.func.vmap` makes one product for all that it stands for."""
+
+    @staticmethod
+    def forward(upper: Tensor, weight: Tensor) -> Tensor:
+        return back(upper, weight)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+        """Nothing is kept: nobody goes back from here."""
+
+    @staticmethod
+    def vmap(info, in_dims, upper: Tensor, weight: Tensor) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
+        assert in_dims[1] is None, "products of several weights are not recorded"
+        each = upper.movedim(in_dims[0], 0)
+        return _Back.apply(each.flatten(0, 1), weight).unflatten(0, each.shape[:2]), 0
 
 
 def speed_up_linear(network: nn.Module) -> int:
