@@ -115,32 +115,36 @@ def compete(
     twice, because it keeps something of its first call. Libraries that are far behind the fastest one take part in the
     first round alone. One that fails is left out, and why is said; an error of camexp is raised.
     """
-    running, found = list(contenders), {contender.name: Found() for contender in contenders}
-    limit, took = seconds / (rounds * len(contenders)), dict.fromkeys(found, 0.0)
+    ours, found, took = contenders[0], {contender.name: Found() for contender in contenders}, {}
+    limit = seconds / (rounds * len(contenders))
+
+    def watch(contender: Contender) -> None:
+        found[contender.name].peak = rehearse(contender, device)
+
+    def time_one(contender: Contender) -> None:
+        beats = beat if contender is ours else lambda: None
+        beats()
+        found[contender.name].trials.append(timed(contender, device, limit))
+        beats()
+
+    def works(contender: Contender, act: Callable[[Contender], None]) -> bool:
+        began = time.monotonic()
+        try:
+            act(contender)
+        except Exception as error:
+            if contender is ours:
+                raise
+            del found[contender.name]
+            say(f"{contender.name} left out: {type(error).__name__}: {error}")
+            return False
+        took[contender.name] = time.monotonic() - began
+        return True
+
+    rehearse(ours, device)
+    running = [contender for contender in contenders if works(contender, watch)]
     started = time.monotonic()
-    rehearse(contenders[0], device)
-    for number in range(-1, rounds):
-        for contender in list(running):
-            began, ours = time.monotonic(), contender is contenders[0]
-            try:
-                if number < 0:
-                    found[contender.name].peak = rehearse(contender, device)
-                else:
-                    if ours:
-                        beat()
-                    found[contender.name].trials.append(timed(contender, device, limit))
-                    if ours:
-                        beat()
-                took[contender.name] = time.monotonic() - began
-            except Exception as error:
-                if ours:
-                    raise
-                running.remove(contender)
-                found.pop(contender.name)
-                say(f"{contender.name} left out: {type(error).__name__}: {error}")
-        if number < 0:
-            started = time.monotonic()
-            continue
+    for number in range(rounds):
+        running = [contender for contender in running if works(contender, time_one)]
         if number == 0:
             running = running[:1] + _near_the_fastest(running[1:], found)
         if time.monotonic() - started + sum(took[contender.name] for contender in running) > seconds:
