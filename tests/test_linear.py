@@ -138,6 +138,31 @@ def test_a_graph_can_be_gone_back_through_again_and_further() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("units", "picked"), [(0, 1), (1, 1), (7, 1), (300, 1), (768, 1), (769, 0), (1024, 0)])
+def test_weights_of_units_to_which_nothing_comes_back_are_not_read(units: int, picked: int, transposed: bool) -> None:
+    upper = rows(1, 1024)
+    upper[:, torch.randperm(1024, generator=torch.Generator().manual_seed(2))[units:]] = 0
+    found = []
+    for layer in pair():
+        if transposed:
+            layer.weight = nn.Parameter(layer.weight.t(), requires_grad=False)
+        input = rows(1, 1024).requires_grad_()
+        output = layer(input)
+        with Operations() as operations:
+            found.append(torch.autograd.grad(output, input, upper)[0])
+    assert operations.count("embedding_bag") == picked
+    torch.testing.assert_close(found[1], found[0], **CLOSE)
+
+
+def test_what_comes_back_and_is_not_a_number_stays_so() -> None:
+    _, fast = pair()
+    upper = torch.zeros(1, 1024)
+    upper[0, 5] = torch.nan
+    input = rows(1, 1024).requires_grad_()
+    assert torch.autograd.grad(fast(input), input, upper)[0].isnan().all()
+
+
 def test_several_gradients_at_once_are_one_product() -> None:
     upper = rows(3, 5, 2, 1024)
     results, products = [], []

@@ -1,7 +1,7 @@
 """Large linear layers computed by oneDNN, from the weights as they are.
 
 PyTorch leaves them to a BLAS library, which for few rows, as in VGG16's first linear layer, takes up to four times
-longer than the weights take to be read from memory.
+longer than the weights take to be read from memory. Back from a single row not even all of them need be read.
 """
 
 from typing import Any, TypeGuard
@@ -14,6 +14,12 @@ from camexp.models import onednn
 
 LARGE = 2**20
 """Weights from which on a product takes longer than calling for it."""
+
+MANY = 0.75
+"""Share of a layer's units of which more are not worth picking."""
+
+PARTS = 8
+"""Into which a sum over units is divided: processors take some each, and rounding errors stay small."""
 
 
 class LinearProduct:
@@ -57,9 +63,19 @@ class Recorded(torch.autograd.Function):
 
 
 def back(upper: Tensor, weight: Tensor) -> Tensor:
-    """dL/dx (N,C) of dL/dy (N,K) for y = x W^T; a single row is what BLAS is good at."""
-    several = len(upper) > 1 and onednn.takes_back(upper)
-    return product(upper, weight.t(), None) if several else upper @ weight
+    """dL/dx (N,C) of dL/dy (N,K) for y = x W^T."""
+    if not onednn.takes_back(upper):
+        return upper @ weight
+    return _back_of_one(upper, weight) if len(upper) == 1 else product(upper, weight.t(), None)
+
+
+def _back_of_one(upper: Tensor, weight: Tensor) -> Tensor:
+    """`back` for a single row; weights of units to which nothing comes back, behind a ReLU most, are not read."""
+    (units,) = upper[0].nonzero(as_tuple=True)
+    if len(units) > MANY * len(weight):
+        return upper @ weight  # a single row is what BLAS is good at
+    parts = torch.arange(PARTS) * (len(units) // PARTS)
+    return F.embedding_bag(units, weight, parts, mode="sum", per_sample_weights=upper[0, units]).sum(0, keepdim=True)
 
 
 class _Back(torch.autograd.Function):
