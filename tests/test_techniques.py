@@ -29,6 +29,7 @@ from camexp.methods.oracle import Oracle
 from camexp.methods.rise import RISE
 from camexp.methods.scorecam import ScoreCAM
 from camexp.methods.sise import SISE
+from camexp.models.backward import is_light
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -266,6 +267,16 @@ def test_every_switch_is_measured_and_guarded() -> None:
     no_arithmetic = keys([scenes.LOADING.switch, MEMORY.switch])
     assert guarded == keys([technique.switch for technique in MEASURED]) - no_arithmetic
     assert keys(guard.PLAIN) >= guarded
+
+
+def test_the_guard_goes_back_once_for_several_classes() -> None:
+    (path,) = [path for path in guard.PATHS if "batched_backward=true" in path.options]
+    cfg = config.compose_config([*TINY, "dataset=voc", "model.checkpoint=random", *path.over, *path.options])
+    classifier, _ = config.make_classifier(cfg, 4)
+    _, logits = classifier.capture(torch.zeros(1, 3, 64, 64), [classifier.cam_layer])
+    assert cfg.share_classes
+    assert classifier.batched_backward
+    assert is_light(logits)
 
 
 @pytest.mark.parametrize("technique", MEASURED, ids=lambda technique: technique.switch)

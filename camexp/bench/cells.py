@@ -115,7 +115,8 @@ def compete(
     twice, because it keeps something of its first call. Libraries that are far behind the fastest one take part in the
     first round alone. One that fails is left out, and why is said; an error of camexp is raised.
     """
-    ours, found, took = contenders[0], {contender.name: Found() for contender in contenders}, {}
+    ours, found = contenders[0], {contender.name: Found() for contender in contenders}
+    took: dict[str, float] = {}
     limit = seconds / (rounds * len(contenders))
 
     def watch(contender: Contender) -> None:
@@ -127,7 +128,7 @@ def compete(
         found[contender.name].trials.append(timed(contender, device, limit))
         beats()
 
-    def works(contender: Contender, act: Callable[[Contender], None]) -> bool:
+    def succeeds(contender: Contender, act: Callable[[Contender], None]) -> bool:
         began = time.monotonic()
         try:
             act(contender)
@@ -141,10 +142,10 @@ def compete(
         return True
 
     rehearse(ours, device)
-    running = [contender for contender in contenders if works(contender, watch)]
+    running = [contender for contender in contenders if succeeds(contender, watch)]
     started = time.monotonic()
     for number in range(rounds):
-        running = [contender for contender in running if works(contender, time_one)]
+        running = [contender for contender in running if succeeds(contender, time_one)]
         if number == 0:
             running = running[:1] + _near_the_fastest(running[1:], found)
         if time.monotonic() - started + sum(took[contender.name] for contender in running) > seconds:

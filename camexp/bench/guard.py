@@ -85,7 +85,7 @@ PATHS = (
     switched("onednn_linear=true"),
     switched("inference_mode=true"),
     switched("tail_backward=true"),
-    Path("batched_backward=true", ("batched_backward=true", "share_classes=true")),
+    Path("batched_backward=true", ("batched_backward=true", "tail_backward=true", "share_classes=true")),
     switched("share_classes=true"),
     switched("batch_size=16"),
     switched("forward_batch=32"),

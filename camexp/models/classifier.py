@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -43,10 +44,11 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
-    batched_backward: one backward pass for all classes of an image where that is hardly more than linear layers.
+    batched_backward: one backward pass for several classes, where it is through hardly more than linear layers.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
-    onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS.
+    onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS, and
+        leave out weights that a single row does not need on its way back.
 
     Raises
     ------
@@ -306,8 +308,8 @@ class Classifier:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Activations A (B,K,h,w) of each layer, and what `reduce` leaves of the gradients dscore/dA, (P,...).
 
-        One forward per image, and one backward to the first layer per pair, or one for all pairs of an image where that
-        is light (`camexp.models.backward`). Images without pairs are not run; their activations are 0.
+        One forward per image, and one backward to the first layer per pair, or one for several classes where that is
+        light (`camexp.models.backward`). Images without pairs are not run; their activations are 0.
 
         Parameters
         ----------
@@ -318,8 +320,9 @@ class Classifier:
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
             activations, logits = self.capture(images[image], layers)
-            several = self.batched_backward and target.shape[1] > 1 and is_light(logits)
-            back = at_once if several else by_class
+            back = by_class
+            if self.batched_backward and target.shape[1] > 1 and is_light(logits):
+                back = partial(at_once, classes=self.copies_at_once(len(image)))
             columns = [[reduce(g) for g in found] for found in back(logits, target, activations, score)]
             if not features:
                 features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)

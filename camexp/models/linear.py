@@ -70,11 +70,14 @@ def back(upper: Tensor, weight: Tensor) -> Tensor:
 
 
 def _back_of_one(upper: Tensor, weight: Tensor) -> Tensor:
-    """`back` for a single row; weights of units to which nothing comes back, behind a ReLU most, are not read."""
+    """`back` for a single row; weights of units to which nothing comes back, behind a ReLU most, are not read.
+
+    So it is not noticed if such weights are infinite or no numbers.
+    """
     (units,) = upper[0].nonzero(as_tuple=True)
-    if len(units) > MANY * len(weight):
+    if len(units) > MANY * len(weight) or not weight.is_contiguous():
         return upper @ weight  # a single row is what BLAS is good at
-    parts = torch.arange(PARTS) * (len(units) // PARTS)
+    parts = torch.arange(PARTS, device=upper.device) * (len(units) // PARTS)
     return F.embedding_bag(units, weight, parts, mode="sum", per_sample_weights=upper[0, units]).sum(0, keepdim=True)
 
 

@@ -61,7 +61,7 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for many, within `torch.func.vmap` and no other of the transforms."""
+    """Whether it stands for many, within `torch.func.vmap`, which is the innermost of the transforms."""
     transforms = torch._C._functorch
     innermost = transforms.peek_interpreter_stack()
     batched = innermost is not None and innermost.key() == transforms.TransformType.Vmap
