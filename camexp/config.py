@@ -115,7 +115,6 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         channels_last=cfg.channels_last,
         inference_mode=cfg.inference_mode,
         tail_backward=cfg.tail_backward,
-        batched_backward=cfg.batched_backward,
         packed_weights=cfg.packed_weights,
         fused_activations=cfg.fused_activations,
         onednn_linear=cfg.onednn_linear,

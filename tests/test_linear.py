@@ -3,7 +3,6 @@
 import copy
 import pickle
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -162,32 +161,6 @@ def test_what_comes_back_and_is_not_a_number_stays_so() -> None:
     upper[0, 5] = torch.nan
     input = rows(1, 1024).requires_grad_()
     assert torch.autograd.grad(fast(input), input, upper)[0].isnan().all()
-
-
-def test_several_gradients_at_once_are_one_product() -> None:
-    upper = rows(3, 5, 2, 1024)
-    results, products = [], []
-    for layer in pair():
-        input = rows(2, 1024).requires_grad_()
-        output = layer(input)
-
-        def back(one: Tensor, create_graph: bool = False, output: Tensor = output, input: Tensor = input) -> Tensor:
-            return torch.autograd.grad(output, input, one, retain_graph=True, create_graph=create_graph)[0]
-
-        with Operations() as operations:
-            found = (
-                torch.func.vmap(back)(upper[0]),
-                torch.func.vmap(back, in_dims=2, out_dims=2)(upper[0].movedim(0, 2)),
-            )
-            nested = torch.func.vmap(torch.func.vmap(back))(upper)
-        torch.testing.assert_close(found[1].movedim(2, 0), found[0])
-        recorded = torch.func.vmap(partial(back, create_graph=True))(upper[0])
-        results.append(
-            [found[0], nested, recorded, torch.autograd.grad(output, input, upper[0], is_grads_batched=True)[0]]
-        )
-        products.append(operations.count("_linear_pointwise"))
-    assert products == [0, 3]
-    torch.testing.assert_close(results[1], results[0], **CLOSE)
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # told whenever the library is switched off

@@ -336,8 +336,8 @@ def test_values_do_not_depend_on_batches(camexp, tmp_path, method):
 
 PLAIN = [
     *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "fused_activations=false"),
-    *("onednn_linear=false", "inference_mode=false", "tail_backward=false", "batched_backward=false"),
-    *("share_classes=false", "keep_freed_memory=false"),
+    *("onednn_linear=false", "inference_mode=false", "tail_backward=false", "share_classes=false"),
+    "keep_freed_memory=false",
 ]
 
 

@@ -29,7 +29,6 @@ from camexp.methods.oracle import Oracle
 from camexp.methods.rise import RISE
 from camexp.methods.scorecam import ScoreCAM
 from camexp.methods.sise import SISE
-from camexp.models.backward import is_light
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -43,11 +42,10 @@ SWITCHES = (
     "onednn_linear",
     "inference_mode",
     "tail_backward",
-    "batched_backward",
     "share_classes",
     "keep_freed_memory",
 )
-OF_CLASSIFIER = SWITCHES[1:8]
+OF_CLASSIFIER = SWITCHES[1:7]
 METHODS = (GradCAM(), GradCAM("1"), SISE(), RISE(masks=20), ScoreCAM())
 
 
@@ -230,8 +228,7 @@ def test_switches_reach_the_classifier(on: bool) -> None:
     cfg = config.compose_config([*TINY, "dataset=voc", "model.checkpoint=random", *options])
     classifier, _ = config.make_classifier(cfg, 4)
     expected = torch.channels_last if on else torch.contiguous_format
-    found = classifier.inference_mode, classifier.tail_backward, classifier.batched_backward
-    assert (classifier.memory_format, *found) == (expected, on, on, on)
+    assert (classifier.memory_format, classifier.inference_mode, classifier.tail_backward) == (expected, on, on)
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -267,16 +264,6 @@ def test_every_switch_is_measured_and_guarded() -> None:
     no_arithmetic = keys([scenes.LOADING.switch, MEMORY.switch])
     assert guarded == keys([technique.switch for technique in MEASURED]) - no_arithmetic
     assert keys(guard.PLAIN) >= guarded
-
-
-def test_the_guard_goes_back_once_for_several_classes() -> None:
-    (path,) = [path for path in guard.PATHS if "batched_backward=true" in path.options]
-    cfg = config.compose_config([*TINY, "dataset=voc", "model.checkpoint=random", *path.over, *path.options])
-    classifier, _ = config.make_classifier(cfg, 4)
-    _, logits = classifier.capture(torch.zeros(1, 3, 64, 64), [classifier.cam_layer])
-    assert cfg.share_classes
-    assert classifier.batched_backward
-    assert is_light(logits)
 
 
 @pytest.mark.parametrize("technique", MEASURED, ids=lambda technique: technique.switch)

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
-from camexp.models.backward import Score, at_once, by_class, carried_back, chosen_logit, is_light
+from camexp.models.backward import Score, by_class, carried_back, chosen_logit
 from camexp.models.fuse import fusion_of, watched
 from camexp.models.speed_up import as_it_was, speed_up
 from camexp.pairs import Pairs
@@ -44,7 +43,6 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
-    batched_backward: one backward pass for several classes, where it is through hardly more than linear layers.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
     onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS, and
@@ -68,7 +66,6 @@ class Classifier:
         channels_last: bool = True,
         inference_mode: bool = True,
         tail_backward: bool = True,
-        batched_backward: bool = True,
         packed_weights: bool = True,
         fused_activations: bool = True,
         onednn_linear: bool = True,
@@ -98,7 +95,7 @@ class Classifier:
         self._fill_is_zero = not bool(self.fill.any())
         self.forward_batch = forward_batch
         self.precision = precision
-        self.inference_mode, self.tail_backward, self.batched_backward = inference_mode, tail_backward, batched_backward
+        self.inference_mode, self.tail_backward = inference_mode, tail_backward
         if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
             torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
@@ -308,8 +305,8 @@ class Classifier:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Activations A (B,K,h,w) of each layer, and what `reduce` leaves of the gradients dscore/dA, (P,...).
 
-        One forward per image, and one backward to the first layer per pair, or one for several classes where that is
-        light (`camexp.models.backward`). Images without pairs are not run; their activations are 0.
+        One forward per image, and one backward to the first layer per pair. Images without pairs are not run; their
+        activations are 0.
 
         Parameters
         ----------
@@ -320,10 +317,7 @@ class Classifier:
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
             activations, logits = self.capture(images[image], layers)
-            back = by_class
-            if self.batched_backward and target.shape[1] > 1 and is_light(logits):
-                back = partial(at_once, classes=self.copies_at_once(len(image)))
-            columns = [[reduce(g) for g in found] for found in back(logits, target, activations, score)]
+            columns = [[reduce(g) for g in found] for found in by_class(logits, target, activations, score)]
             if not features:
                 features.extend(a.new_zeros(len(images), *a.shape[1:]) for a in activations)
             for feature, activation in zip(features, activations, strict=True):

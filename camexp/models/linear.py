@@ -39,7 +39,7 @@ class LinearProduct:
         if not (onednn.takes(input, weight, bias) and input.ndim == 2 and input.shape[1] == weight.shape[1]):
             return F.linear(input, weight, bias)
         recorded = torch.is_grad_enabled() and input.requires_grad
-        return (Recorded.apply if recorded else product)(input, weight, bias)
+        return (_Recorded.apply if recorded else product)(input, weight, bias)
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -47,7 +47,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
 
 
-class Recorded(torch.autograd.Function):
+class _Recorded(torch.autograd.Function):
     """`product` with a graph of the rows."""
 
     @staticmethod
@@ -58,8 +58,7 @@ class Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upper: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
-        one_by_one = torch.is_grad_enabled() or not onednn.is_batched(upper)
-        return back(upper, weight) if one_by_one else _Back.apply(upper, weight), None, None
+        return back(upper, weight), None, None
 
 
 def back(upper: Tensor, weight: Tensor) -> Tensor:
@@ -79,24 +78,6 @@ def _back_of_one(upper: Tensor, weight: Tensor) -> Tensor:
         return upper @ weight  # a single row is what BLAS is good at
     parts = torch.arange(PARTS, device=upper.device) * (len(units) // PARTS)
     return F.embedding_bag(units, weight, parts, mode="sum", per_sample_weights=upper[0, units]).sum(0, keepdim=True)
-
-
-class _Back(torch.autograd.Function):
-    """`back`, of which `torch.func.vmap` makes one product for all that it stands for."""
-
-    @staticmethod
-    def forward(upper: Tensor, weight: Tensor) -> Tensor:
-        return back(upper, weight)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-        """Nothing is kept: nobody goes back from here."""
-
-    @staticmethod
-    def vmap(info, in_dims, upper: Tensor, weight: Tensor) -> tuple[Tensor, int]:  # type: ignore[no-untyped-def]
-        assert in_dims[1] is None, "products of several weights are not recorded"
-        each = upper.movedim(in_dims[0], 0)
-        return _Back.apply(each.flatten(0, 1), weight).unflatten(0, each.shape[:2]), 0
 
 
 def speed_up_linear(network: nn.Module) -> int:

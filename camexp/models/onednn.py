@@ -58,11 +58,3 @@ def is_plain(tensor: Tensor) -> bool:
     transforms = torch._C._functorch
     transformed = transforms.peek_interpreter_stack() is not None or transforms.is_legacy_batchedtensor(tensor)
     return not transformed and forward_ad._current_level < 0
-
-
-def is_batched(tensor: Tensor) -> bool:
-    """Whether it stands for many, within `torch.func.vmap`, which is the innermost of the transforms."""
-    transforms = torch._C._functorch
-    innermost = transforms.peek_interpreter_stack()
-    batched = innermost is not None and innermost.key() == transforms.TransformType.Vmap
-    return batched and transforms.is_batchedtensor(tensor) and forward_ad._current_level < 0
