@@ -113,8 +113,8 @@ def backward_rows(classifier: Classifier, path: str) -> Iterator[list[int]]:
 def test_backward_pass_ends_at_the_layer_or_at_the_image(tail_backward: bool, at_the_start: int) -> None:
     images, pairs = make_batch()
     classifier = make_classifier(tail_backward=tail_backward)
-    with backward_rows(classifier, "0") as start, backward_rows(classifier, "4") as tail:
-        classifier.activations_and_gradients(images, pairs, "1")
+    with backward_rows(classifier, "0") as start, backward_rows(classifier, "5") as tail:
+        classifier.activations_and_gradients(images, pairs, "4")
     assert (sum(start), sum(tail)) == (at_the_start, len(pairs))
     assert not images.requires_grad
 
