@@ -1,5 +1,6 @@
 """The bench: what it counts, how it divides time, extrapolates, resumes and reports; nothing here measures time."""
 
+import csv
 import dataclasses
 import math
 import platform
@@ -632,7 +633,8 @@ def test_guard_passes_exact_paths(scenes: str, tmp_path: Path, capsys: Any, monk
     monkeypatch.setattr(guard, "PATHS", [path for path in guard.PATHS if "=true" in path.name or not path.over][:6])
     assert guarded(scenes, tmp_path, "--methods", "gradcam") == 0
     out = capsys.readouterr().out
-    assert out.count("| yes") == 6
+    assert out.count("| yes") + out.count("| same bits") == 6
+    assert out.count("| same bits") >= 1  # inference_mode: the same products in the same order
     assert "every path keeps the tolerances" in out
     lines = (tmp_path / "bench_guard_cpu.csv").read_text().splitlines()
     assert len(lines) == 7
@@ -662,6 +664,53 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
     assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
     assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"
+
+
+def test_guard_tells_a_path_that_changes_nothing() -> None:
+    pair, ends = ("a", 0), torch.tensor([[0.0, 1.0]])
+    plain = guard.Explained({pair: ends}, {"drop": 10.0})
+    found = {
+        "same bits": guard.Explained({pair: ends.clone()}, {"drop": 10.0}),
+        "yes": guard.Explained({pair: torch.nextafter(ends, 2 * ends)}, {"drop": 10.0}),
+        "MISSES": guard.Explained({pair: ends}, {"drop": 11.0}),
+    }
+    for verdict, fast in found.items():
+        assert guard.finding(guard.Path("a"), "m", plain, fast).verdict == verdict
+
+
+def test_guard_keeps_what_earlier_checks_found_of_others(scenes: str, tmp_path: Path) -> None:
+    def table() -> list[list[str]]:
+        with (tmp_path / "bench_guard_cpu.csv").open(newline="") as stream:
+            head, *lines = csv.reader(stream)
+        assert head == guard.HEAD
+        return [[line[0], line[1], line[-2]] for line in lines]
+
+    for paths in ("inference_mode=true", "tail_backward=true,inference_mode=true"):
+        assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", paths) == 0
+    assert [line[0] for line in table()] == ["tail_backward=true", "inference_mode=true"]
+    file = tmp_path / "bench_guard_cpu.csv"
+    text = file.read_text()
+    file.write_text(text.replace("resnet50,", "vgg16,").replace("same bits", "MISSES"))
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true") == 0
+    assert len(table()) == 3
+    file.write_text(text.replace("same bits", "MISSES"))
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true", "--fresh") == 0
+    assert table() == [["inference_mode=true", "cam", "same bits"]]
+
+
+def test_guard_keeps_what_it_has_when_it_is_cut_off(
+    scenes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: Any) -> Any:
+
+        raise KeyboardInterrupt
+
+    paths = (guard.PATHS[0], guard.Path("cut off", possible=lambda device: True))
+    real = guard.Guard.walk
+    monkeypatch.setattr(guard, "PATHS", paths)
+    monkeypatch.setattr(guard.Guard, "walk", lambda self, path: (cut_off if path is paths[1] else real)(self, path))
+    assert guarded(scenes, tmp_path, "--methods", "cam") == 130
+    assert len((tmp_path / "bench_guard_cpu.csv").read_text().splitlines()) == 2
 
 
 def test_weights_are_moved_to_the_next_number() -> None:
@@ -705,3 +754,7 @@ def test_guard_leaves_out_what_the_machine_cannot(capsys: Any) -> None:
     names = [path.name for path in guard.possible_paths(CPU, said.append)]
     assert "precision=tf32" not in names
     assert said[0].startswith("precision=tf32: left out")
+    (path,) = guard.possible_paths(CPU, said.append, ["batch_size=16"])
+    assert path.name == "batch_size=16"
+    with pytest.raises(CamexpError, match="--paths fast: no such path; there are fold_batch_norms=true, "):
+        guard.possible_paths(CPU, said.append, ["fast", "default"])

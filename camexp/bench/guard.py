@@ -7,7 +7,7 @@ processor or library would make them move; a path may move them as far.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -113,7 +113,8 @@ class Finding:
 
     Attributes
     ----------
-    cosine: the smallest of any pair; change: the largest of any metric's mean, in percent points, and that metric.
+    cosine: the smallest of any pair; same: whether every map is the plain one, bit for bit.
+    change: the largest of any metric's mean, in percent points, and that metric.
     rounding: the largest change that rounding alone made with this method.
     """
 
@@ -124,6 +125,7 @@ class Finding:
     change: float
     metric: str
     rounding: float = 0.0
+    same: bool = False
 
     @property
     def passes(self) -> bool:
@@ -133,16 +135,19 @@ class Finding:
     def verdict(self) -> str:
         if not self.passes:
             return "MISSES"
+        if self.same and self.change == 0:
+            return "same bits"
         return "yes" if self.change <= POINTS else "as rounding"
 
     def line(self) -> list[str]:
+        """The cells of `HEAD`, without what it was measured on."""
         needed, rounding = f"{self.path.cosine:g}", f"{self.rounding:.3f}"
         told = [f"{self.cosine:.7f}", needed, f"{self.change:.3f} ({self.metric})", rounding]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
 HEAD = ["path", "method", "pairs", "smallest cosine", "needed", "largest change of a metric, points"]
-HEAD += ["by rounding alone", "passes"]
+HEAD += ["by rounding alone", "passes", "measured on"]
 
 
 class Guard:
@@ -162,7 +167,8 @@ class Guard:
     def measured_on(self) -> str:
         """The data and the network, in words."""
         cfg, images = config.compose_config([*self.options]), sum(map(bool, self.dataset.targets))
-        return f"{cfg.model.name}, {images} images of {cfg.dataset.name}"
+        weights = " with random weights" if cfg.model.checkpoint == "random" else ""
+        return f"{cfg.model.name}{weights}, {images} images of {cfg.dataset.name}"
 
     def walk(self, path: Path) -> Walk:
         return Walk((*self.options, *path.over, *path.options), self.dataset)
@@ -184,9 +190,8 @@ class Guard:
         means = {metric: 100 * sum(float(row[metric]) for row in rows) / len(rows) for metric in walk.metrics}
         return Explained(maps, means)
 
-    def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> list[Finding]:
+    def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
-        findings = []
         with tqdm(total=len(methods) * (1 + ROUNDINGS + len(paths)), desc="guard", unit="run") as progress:
             plain = self._plain(methods, progress)
             progress.total = len(methods) + len(plain) * (ROUNDINGS + len(paths))
@@ -195,10 +200,10 @@ class Guard:
                 walk = self.walk(path)
                 for name, expected in plain.items():
                     found = finding(path, name, expected, self.explained(walk, self.method(name)))
-                    findings.append(replace(found, rounding=moved[name]))
-                    progress.write(" | ".join(findings[-1].line()), file=sys.stderr)
+                    found = replace(found, rounding=moved[name])
+                    progress.write(" | ".join(found.line()), file=sys.stderr)
                     progress.update()
-        return findings
+                    yield found
 
     def _by_rounding(self, plain: Mapping[str, Explained], progress: tqdm) -> dict[str, float]:
         """For every method the largest change that other roundings of the weights make on the plain path."""
@@ -241,9 +246,10 @@ def nudge(network: nn.Module, draw: int) -> None:
 def finding(path: Path, method: str, plain: Explained, fast: Explained) -> Finding:
     """The largest differences of a path from the plain one."""
     smallest = min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
+    same = all(torch.equal(plain.maps[pair], fast.maps[pair]) for pair in plain.maps)
     changes = {metric: abs(mean - plain.means[metric]) for metric, mean in fast.means.items()}
     worst = max(changes, key=changes.__getitem__)
-    return Finding(path, method, len(plain.maps), smallest, changes[worst], worst)
+    return Finding(path, method, len(plain.maps), smallest, changes[worst], worst, same=same)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
@@ -254,12 +260,27 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(both_zero, 1.0, found)
 
 
-def possible_paths(device: torch.device, say: Callable[[str], None]) -> list[Path]:
-    """The paths that the machine can take."""
-    for path in PATHS:
+def possible_paths(device: torch.device, say: Callable[[str], None], names: Sequence[str] = ()) -> list[Path]:
+    """The paths of these names, or all, that the machine can take.
+
+    Raises
+    ------
+    CamexpError: an unknown name.
+    """
+    known = {path.name: path for path in PATHS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise CamexpError(f"--paths {', '.join(unknown)}: no such path; there are {', '.join(known)}")
+    asked = [known[name] for name in names] or [*PATHS]
+    for path in asked:
         if not path.possible(device):
             say(f"{path.name}: left out: {device.type} has no such path")
-    return [path for path in PATHS if path.possible(device)]
+    return [path for path in asked if path.possible(device)]
+
+
+def what(line: Sequence[str]) -> tuple[str, str, str]:
+    """Path, method, and what it was measured on, of a line of `HEAD`."""
+    return line[0], line[1], line[-1]
 
 
 def verdict(findings: Sequence[Finding]) -> str:

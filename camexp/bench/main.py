@@ -34,6 +34,7 @@ from camexp.errors import CamexpError
 from camexp.files import write_atomically
 from camexp.memory import keep_freed_memory
 from camexp.places import CONFIGS
+from camexp.records import read_csv
 from camexp.report.markdown import grid
 
 DOCS = Path("docs")
@@ -97,25 +98,36 @@ def run_techniques(args: argparse.Namespace, device: torch.device) -> int:
 
 def finish(rows: Sequence[Sequence[str]], path: Path) -> int:
     """Print a table, and write it and the page."""
-    text = StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue())
+    write_lines(path, rows)
     print(grid(rows))
     print(f"\n{path}\n{write_page(path.parent)}")
     return 0
 
 
+def write_lines(path: Path, rows: Sequence[Sequence[str]]) -> None:
+    """Write a CSV; its folder is made."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue())
+
+
 def run_guard(args: argparse.Namespace, device: torch.device) -> int:
-    """Check every fast path; 1 if one misses."""
+    """Check fast paths; 1 if one misses. What an earlier check found of others stays in the table."""
     limit = [] if any(option.startswith("limit=") for option in args.options) else ["limit=2"]
     checked = guard.Guard([*limit, *options_of(args)], args.full)
-    paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr))
-    findings = checked.compare(paths, args.methods)
+    paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr), args.paths)
+    file = args.output / f"bench_guard_{kind(device)}.csv"
+    lines = [] if args.fresh else [[*row.values()] for row in read_csv(file, guard.HEAD)]
+    findings = []
+    for found in checked.compare(paths, args.methods):
+        findings.append(found)
+        line = [*found.line(), checked.measured_on]
+        lines = [*(other for other in lines if guard.what(other) != guard.what(line)), line]
+        write_lines(file, [guard.HEAD, *lines])
     if not findings:
         return 1
-    lines = [[*found.line(), checked.measured_on] for found in findings]
-    finish([[*guard.HEAD, "measured on"], *lines], args.output / f"bench_guard_{kind(device)}.csv")
+    finish([guard.HEAD, *lines], file)
     print(guard.verdict(findings))
     return int(any(not found.passes for found in findings))
 
@@ -150,7 +162,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--classes", type=numbers, default=(1, 3), help="N,N,...; classes per image (1,3)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda")
     made.add_argument("--output", type=Path, default=DOCS, help="folder of the CSVs and the page (docs)")
-    made.add_argument("--fresh", action="store_true", help="measure finished cells anew")
+    made.add_argument("--fresh", action="store_true", help="measure finished cells anew; of --guard: forget the others")
+    made.add_argument("--paths", type=names, default=(), help="NAME,...; of --guard, all that the machine can take")
     made.add_argument("--full", action="store_true", help="--guard with the methods' own parameters")
     return made
 
