@@ -15,7 +15,6 @@ from camexp.places import CONFIGS
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and commit that a run was made with."""
-    is_gpu = device.type == "cuda"
     return {
         "camexp": camexp.__version__,
         "commit": commit(Path(camexp.__file__).resolve().parent, CONFIGS),
@@ -23,7 +22,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "numpy": numpy.__version__,
-        "device": torch.cuda.get_device_name(device) if is_gpu else processor(),
+        **machine(device),
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What, of an environment, makes the time that something takes."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "device_type": device.type,
         "threads": torch.get_num_threads(),
     }

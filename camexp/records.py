@@ -230,6 +230,11 @@ class RunFolder:
         self._append("timing.csv", [timing], TIMING_COLUMNS)
         self.timing.append(timing)
 
+    def forget_trials(self) -> None:
+        """Drop the trials of the run time."""
+        self.timing = [row for row in self.timing if row["kind"] != "trial"]
+        self._write_all()
+
     def _append(self, name: str, rows: list[Row], columns: Sequence[str]) -> None:
         if not rows:
             return

@@ -25,7 +25,7 @@ from camexp.methods.base import Method
 from camexp.metrics import Metric
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import Fed, Preprocess
-from camexp.provenance import environment
+from camexp.provenance import environment, machine
 from camexp.records import Key, Row, RunFolder, key_of, timing
 
 
@@ -82,6 +82,8 @@ class _Run:
     preprocess: Preprocess = field(init=False)
     explainer: Explainer = field(init=False)
     saver: MapSaver = field(init=False)
+    here: dict[str, Any] = field(init=False)
+    timed_on: dict[str, Any] | None = None
 
     @property
     def label(self) -> str:
@@ -99,9 +101,16 @@ class _Run:
         self.preprocess = config.make_preprocess(self.cfg)
         self.explainer = Explainer(self.classifier, self.method, self.cfg.share_classes)
         self.saver = MapSaver(self.folder.path, self.dataset, self.preprocess, self.cfg.save_maps, self.folder.rows)
+        info = self.folder.read_info()
+        self.here = machine(self.classifier.device)
+        if any(row["kind"] == "trial" for row in self.folder.timing):
+            timed_on = info.get("timed_on") or info.get("environment") or {}
+            self.timed_on = {name: timed_on.get(name) for name in self.here}
         missing = self._missing_trials()
-        complete = self.folder.read_info().get("complete", False)
+        complete = info.get("complete", False)
         if todo or missing or not complete:
+            if missing:
+                self._time_here()
             self._write_info(complete=False)
             write_atomically(self.folder.path / "config.yaml", OmegaConf.to_yaml(self.cfg, resolve=True))
             self._explain_batches([batches[n] for n in todo], todo, sum(len(keys[n]) for n in todo))
@@ -179,8 +188,20 @@ class _Run:
     # ---------------------------------------------------------------------------------- runtime protocol
 
     def _missing_trials(self) -> int:
+        """How many are asked for beyond those that this machine has made."""
         done = sum(row["kind"] == "trial" for row in self.folder.timing)
-        return max(0, self.cfg.runtime.trials - done)
+        return max(0, self.cfg.runtime.trials - done * (self.timed_on == self.here))
+
+    def _time_here(self) -> None:
+        """From now on trials are this machine's; those of another are dropped: a mean of both would mean nothing."""
+        before, self.timed_on = self.timed_on, self.here
+        if before and before != self.here:
+            self.folder.forget_trials()
+            print(
+                f"{self.folder.path}: run times are taken anew: those at hand are of {before['device']}, "
+                f"{before['threads']} threads, and this is {self.here['device']}, {self.here['threads']} threads",
+                file=sys.stderr,
+            )
 
     def _run_trials(self, missing: int) -> None:
         """Append one timing row per trial."""
@@ -214,6 +235,7 @@ class _Run:
                 "degenerate": sum(row["degenerate"] == "1" for row in self.folder.rows),
                 "identity": self.identity,
                 "environment": environment(self.classifier.device),
+                "timed_on": self.timed_on,
                 "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
             }
         )

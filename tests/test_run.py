@@ -241,6 +241,39 @@ def test_more_trials_are_added_without_touching_the_rows(camexp, tmp_path):
     assert (tmp_path / "run" / "records.csv").read_bytes() == before
 
 
+def test_trials_of_another_machine_are_taken_anew(camexp, tmp_path):
+    camexp("method=uniform", "runtime.trials=3")
+    rows, stored = (tmp_path / "run" / "records.csv").read_bytes(), info(tmp_path / "run")
+    assert stored["timed_on"] == {name: stored["environment"][name] for name in ("device", "device_type", "threads")}
+    stored["timed_on"] = stored["timed_on"] | {"device": "another processor"}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stored))
+    before = pd.read_csv(tmp_path / "run" / "timing.csv")
+
+    assert "nothing to do" in camexp("method=uniform", "runtime.trials=0").out  # none asked for: none are dropped
+    assert info(tmp_path / "run")["timed_on"]["device"] == "another processor"
+
+    ended = camexp("method=uniform", "runtime.trials=2")
+    assert ended.status == 0
+    assert "run times are taken anew: those at hand are of another processor, " in ended.err
+    assert info(tmp_path / "run")["timed_on"]["device"] == stored["environment"]["device"]
+    after = pd.read_csv(tmp_path / "run" / "timing.csv")
+    assert list(after.kind) == ["batch"] * 3 + ["trial"] * 2
+    assert list(after.explain_s[:3]) == list(before.explain_s[:3])
+    assert (tmp_path / "run" / "records.csv").read_bytes() == rows
+    assert camexp("method=uniform", "runtime.trials=3").status == 0  # one more
+    assert list(pd.read_csv(tmp_path / "run" / "timing.csv").explain_s[:5]) == list(after.explain_s)
+
+
+def test_trials_of_folders_that_do_not_tell_their_machine_are_of_the_run(camexp, tmp_path):
+    camexp("method=uniform", "runtime.trials=2")
+    stored, before = info(tmp_path / "run"), pd.read_csv(tmp_path / "run" / "timing.csv")
+    del stored["timed_on"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(stored))
+    assert camexp("method=uniform", "runtime.trials=3").status == 0
+    after = pd.read_csv(tmp_path / "run" / "timing.csv")
+    assert list(after.explain_s[:-1]) == list(before.explain_s)
+
+
 def test_overwrite_computes_again(camexp, tmp_path):
     camexp("method=random")
     before = table(tmp_path / "run")

@@ -160,7 +160,7 @@ def _cell(experiment: Experiment, model: str, metric: str, column: Column, run: 
 
 
 def _machine(run: Run) -> str:
-    environment = run.info.get("environment") or {}
+    environment = run.info.get("timed_on") or run.info.get("environment") or {}
     device, threads = environment.get("device", ""), environment.get("threads")
     return f"{device}, {threads} threads" if environment.get("device_type") == "cpu" and threads else str(device)
 
