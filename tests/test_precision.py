@@ -9,8 +9,8 @@ from camexp.errors import CamexpError
 from camexp.methods.gradcam import GradCAM
 from camexp.methods.rise import RISE
 from camexp.methods.scorecam import ScoreCAM
-from camexp.models import forward_batch
-from camexp.models.forward_batch import ON_CPU, graph_bytes, largest_batch
+from camexp.models import forward_batch, precision
+from camexp.models.forward_batch import ON_CPU, graph_bytes, largest_batch, out_of_memory
 from camexp.models.speed_up import speed_up
 
 
@@ -66,6 +66,38 @@ def test_compiled_passes_agree_for_every_batch_size(monkeypatch):
     assert len(shapes) == 3
 
 
+def test_short_compiled_passes_are_not_filled_up_to_the_whole(monkeypatch):
+    shapes = []
+    monkeypatch.setattr(torch, "compile", lambda network, **_: lambda x: shapes.append(len(x)) or network(x))
+    compiled = make_classifier(forward_batch=64, compiled=True)
+    for images in (1, 2, 8, 9, 64, 65):
+        compiled.scores(torch.zeros(images, 3, 16, 16))
+    assert shapes == [1, 8, 8, 64, 64, 64, 1]
+
+
+def test_tf32_is_for_passes_without_a_graph(monkeypatch):
+    """Where products of a GPU are rounded; here no factor is, but whether it may be can be seen."""
+    allowed = []
+
+    def rounded() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    network = tiny_network()
+    network[0].register_forward_hook(lambda *_: allowed.append(rounded()))
+    images, pairs = make_batch()
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # as it was afterwards
+    precision.exact_products()
+    classifier = make_classifier(network, precision="tf32")
+    classifier.scores(images)
+    assert allowed == [(True, True)]
+    GradCAM()(classifier, images, pairs)
+    with classifier.exactly():
+        classifier.scores(images)
+    make_classifier(network, precision="fp32").scores(images)
+    assert set(allowed[1:]) == {(False, False)}
+    assert rounded() == (False, False)
+
+
 def test_forward_batch_on_the_cpu_is_that_of_small_graphs():
     assert largest_batch(tiny_network(), torch.device("cpu"), 16) == ON_CPU
 
@@ -105,3 +137,33 @@ def test_forward_batch_fills_half_of_the_free_memory(monkeypatch, per_image, fre
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *args, value=value: value)
     assert largest_batch(tiny_network(), device, 16) == batch
+
+
+def test_forward_batch_is_tried_with_one_image_where_memory_is_short(monkeypatch):
+    tried = []
+
+    def bytes_per_image(network, device, size, images):
+        tried.append(images)
+        if images > 1:
+            raise RuntimeError("CUDA error: out of memory")
+        return 1 << 30
+
+    monkeypatch.setattr(forward_batch, "_bytes_per_image", bytes_per_image)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 8 << 30))
+    assert largest_batch(tiny_network(), torch.device("cuda"), 16) == 2
+    assert tried == [8, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (torch.OutOfMemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_what_tells_that_memory_ran_out(error, ran_out):
+    assert out_of_memory(error) == ran_out

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from camexp.errors import CamexpError
 from camexp.models.backward import Score, by_class, carried_back, chosen_logit
+from camexp.models.forward_batch import out_of_memory
 from camexp.models.fuse import fusion_of, watched
+from camexp.models.precision import exact_products, products_in_tf32
 from camexp.models.speed_up import as_it_was, speed_up
 from camexp.pairs import Pairs
 
@@ -36,8 +38,8 @@ class Classifier:
     fill: (3,1,1) fed value of a masked-out pixel; zeros by default.
     forward_batch: images per forward pass: the one knob for memory; results do not depend on it.
     device: where the network runs.
-    precision: "fp32"; "tf32" lets a GPU round the factors of products to 10 bits, in every pass; "bf16" runs the
-        passes without a graph (those of perturbation methods) in bfloat16, save inside `exactly()`.
+    precision: of the passes without a graph (those of perturbation methods), save inside `exactly()`: "fp32"; "tf32"
+        lets a GPU round the factors of products to 10 bits; "bf16" is bfloat16.
     compiled: run the passes without a graph through torch.compile (with CUDA graphs on a GPU).
     channels_last: memory format of images and weights; otherwise it is PyTorch's default one.
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
@@ -96,8 +98,8 @@ class Classifier:
         self.forward_batch = forward_batch
         self.precision = precision
         self.inference_mode, self.tail_backward = inference_mode, tail_backward
-        if self.device.type == "cuda":  # for the whole process; by default convolutions are rounded
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        if self.device.type == "cuda":
+            exact_products()
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
         self.on_forward: Callable[[int], None] = lambda images: None  # told of every pass, for progress bars
 
@@ -153,7 +155,8 @@ class Classifier:
 
     def _without_graph(self, images: Tensor) -> Tensor:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        in_bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with in_bf16, products_in_tf32(self.precision == "tf32"):
             if self._compiled is None:
                 self._work_in_place(not watched(self._modules))
                 try:
@@ -161,16 +164,23 @@ class Classifier:
                 finally:
                     self._work_in_place(False)
             self.on_forward(len(images))
-            missing = self.forward_batch - len(images)  # every shape would be compiled anew
+            missing = self._compiled_size(len(images)) - len(images)
             full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
             full = full.to(self.device).contiguous(memory_format=self.memory_format)
             return self._compiled(full)[: len(images)].float().clone()  # a CUDA graph uses its output again
 
+    def _compiled_size(self, images: int) -> int:
+        """Images of a compiled pass that takes so many: one of few sizes, for every other one is compiled anew."""
+        size = self.forward_batch
+        while size // 8 >= images:
+            size //= 8
+        return size
+
     @contextmanager
     def exactly(self) -> Iterator[None]:
-        """While the context lasts no pass is rounded to bfloat16 or compiled: metrics are measured exactly."""
+        """While the context lasts no pass is rounded or compiled: metrics are measured exactly."""
         chosen = self.precision, self._compiled
-        self.precision, self._compiled = ("fp32" if self.precision == "bf16" else self.precision), None
+        self.precision, self._compiled = "fp32", None
         try:
             yield
         finally:
@@ -208,7 +218,7 @@ class Classifier:
                 results.append(work(rows))
                 start = rows.stop
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if self.forward_batch == 1 or not _out_of_memory(error):
+                if self.forward_batch == 1 or not out_of_memory(error):
                     raise
                 self.forward_batch //= 2
             if start < rows.stop and self.device.type == "cuda":
@@ -367,7 +377,3 @@ def _require_maps(name: str, output: Tensor) -> None:
         raise CamexpError(
             f"layer {name!r} puts out {shape} values per image, not channels of maps; choose another layer"
         )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

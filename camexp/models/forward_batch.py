@@ -10,6 +10,8 @@ GRAPH_ON_CPU = 960 << 20
 LARGEST = 512
 PROBE = 8
 
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "alloc_failed")
+
 
 def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
     """Images per pass with a graph recorded, a power of two.
@@ -24,15 +26,31 @@ def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
     if device.type != "cuda":
         image = torch.zeros(1, 3, size, size, device=device)
         return _power_of_two(GRAPH_ON_CPU / max(1, graph_bytes(network, image)), ON_CPU)
-    images = torch.zeros(PROBE, 3, size, size, device=device, requires_grad=True)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    with torch.enable_grad():
-        network(images).sum().backward()
-    per_image = (torch.cuda.max_memory_allocated(device) - before) / PROBE
+    try:
+        per_image = _bytes_per_image(network, device, size, PROBE)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        per_image = _bytes_per_image(network, device, size, 1)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return _power_of_two(free / 2 / per_image, LARGEST)
+
+
+def _bytes_per_image(network: nn.Module, device: torch.device, size: int, images: int) -> float:
+    """What a pass forth and back takes of a GPU's memory."""
+    batch = torch.zeros(images, 3, size, size, device=device, requires_grad=True)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    with torch.enable_grad():
+        network(batch).sum().backward()
+    return (torch.cuda.max_memory_allocated(device) - before) / images
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, in the words of PyTorch, of CUDA or of its libraries."""
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(words in said for words in OUT_OF_MEMORY)
 
 
 def _power_of_two(fitting: float, most: int) -> int:
