@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -375,6 +376,14 @@ def test_contributions_do_not_depend_on_how_products_and_secants_are_computed(
     assert operations.count("_linear_pointwise") > 0
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     monkeypatch.setattr(_deeplift_secants, "PIECE", 100)  # a row of the maps at a time
+    torch.testing.assert_close(DeepLIFT(rule)(make_classifier(large, layers={}), images, pairs), found)
+
+    def at_once(x: Tensor, change: Tensor) -> Any:  # as on a GPU
+        return pieces(x.to("meta"), change.to("meta"))
+
+    pieces = _deeplift_secants.pieces
+    monkeypatch.setattr(_deeplift_secants, "pieces", at_once)
+    assert len(list(at_once(images, images))) == 1
     torch.testing.assert_close(DeepLIFT(rule)(make_classifier(large, layers={}), images, pairs), found)
 
 

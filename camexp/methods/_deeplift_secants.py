@@ -47,7 +47,7 @@ class _Product(torch.autograd.Function):
 
 
 PIECE = 2**17
-"""Values of every tensor that are worked on at once: they stay in the processor's caches from step to step."""
+"""Values of every tensor that a CPU works on at once: they stay in its caches from step to step."""
 
 
 Place = tuple[slice, ...]
@@ -56,8 +56,11 @@ Place = tuple[slice, ...]
 def pieces(x: Tensor, change: Tensor) -> Iterator[tuple[Place, list[Place]]]:
     """Where the parts of x (P,...) or (1,...) are that are worked on at once, each with those of the change (P,...).
 
-    A part is one image's; of maps (P,K,h,w) it is some rows.
+    A part is one image's; of maps (P,K,h,w) it is some rows. A GPU works on everything at once.
     """
+    if change.device.type != "cpu":
+        yield (slice(None),), [(slice(None),)]
+        return
     rows = list(_rows(change.shape))
     for i in range(len(x)):
         sharing = [i] if len(x) > 1 else range(len(change))
