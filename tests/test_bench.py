@@ -638,7 +638,7 @@ def test_guard_passes_exact_paths(scenes: str, tmp_path: Path, capsys: Any, monk
     assert "every path keeps the tolerances" in out
     lines = (tmp_path / "bench_guard_cpu.csv").read_text().splitlines()
     assert len(lines) == 7
-    assert lines[1].endswith('yes,"resnet50, 2 images of minivoc"')
+    assert re.search(r',yes,"resnet50, weights [0-9a-f]{8}, 2 images of minivoc",[0-9a-f]{40}', lines[1])
     assert "by rounding alone" in (tmp_path / "bench.md").read_text()
 
 
@@ -683,7 +683,7 @@ def test_guard_keeps_what_earlier_checks_found_of_others(scenes: str, tmp_path: 
         with (tmp_path / "bench_guard_cpu.csv").open(newline="") as stream:
             head, *lines = csv.reader(stream)
         assert head == guard.HEAD
-        return [[line[0], line[1], line[-2]] for line in lines]
+        return [[line[0], line[1], line[-3]] for line in lines]
 
     for paths in ("inference_mode=true", "tail_backward=true,inference_mode=true"):
         assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", paths) == 0
@@ -696,6 +696,14 @@ def test_guard_keeps_what_earlier_checks_found_of_others(scenes: str, tmp_path: 
     file.write_text(text.replace("same bits", "MISSES"))
     assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true", "--fresh") == 0
     assert table() == [["inference_mode=true", "cam", "same bits"]]
+
+
+def test_guard_says_when_no_method_is_left(scenes: str, tmp_path: Path, capsys: Any) -> None:
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "default", "model=vgg16") == 2
+    said = capsys.readouterr().err
+    assert "cam: left out: " in said
+    assert "--methods cam: none is left to compare" in said
+    assert not (tmp_path / "bench_guard_cpu.csv").exists()
 
 
 def test_guard_keeps_what_it_has_when_it_is_cut_off(
@@ -756,5 +764,7 @@ def test_guard_leaves_out_what_the_machine_cannot(capsys: Any) -> None:
     assert said[0].startswith("precision=tf32: left out")
     (path,) = guard.possible_paths(CPU, said.append, ["batch_size=16"])
     assert path.name == "batch_size=16"
+    with pytest.raises(CamexpError, match="--paths precision=tf32: cpu has none of them"):
+        guard.possible_paths(CPU, said.append, ["precision=tf32"])
     with pytest.raises(CamexpError, match="--paths fast: no such path; there are fold_batch_norms=true, "):
         guard.possible_paths(CPU, said.append, ["fast", "default"])

@@ -27,9 +27,14 @@ def on_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def on_cpu(device: torch.device) -> bool:
+    return device.type == "cpu"
+
+
 def with_compiler(device: torch.device) -> bool:
-    """Whether torch.compile can find a C++ compiler."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether torch.compile finds the compiler that it needs, of C for a GPU and of C++ for a CPU."""
+    names = ("gcc", "clang", "cc") if on_gpu(device) else ("g++", "clang++", "c++")
+    return any(shutil.which(name) for name in names)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ processor or library would make them move; a path may move them as far.
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from camexp import config
 from camexp.bench.comparison import anywhere, on_gpu, with_compiler
 from camexp.bench.walk import Walk
 from camexp.errors import CamexpError
+from camexp.provenance import environment
 from camexp.records import Row
 
 EXACT, ROUNDED = 0.9999, 0.999
@@ -140,14 +142,14 @@ class Finding:
         return "yes" if self.change <= POINTS else "as rounding"
 
     def line(self) -> list[str]:
-        """The cells of `HEAD`, without what it was measured on."""
+        """The cells of `HEAD` up to the verdict."""
         needed, rounding = f"{self.path.cosine:g}", f"{self.rounding:.3f}"
         told = [f"{self.cosine:.7f}", needed, f"{self.change:.3f} ({self.metric})", rounding]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
 HEAD = ["path", "method", "pairs", "smallest cosine", "needed", "largest change of a metric, points"]
-HEAD += ["by rounding alone", "passes", "measured on"]
+HEAD += ["by rounding alone", "passes", "measured on", "commit"]
 
 
 class Guard:
@@ -163,12 +165,17 @@ class Guard:
         self.options, self.full = tuple(options), full
         self.dataset = config.make_dataset(config.compose_config([*options]))
 
-    @property
-    def measured_on(self) -> str:
-        """The data and the network, in words."""
-        cfg, images = config.compose_config([*self.options]), sum(map(bool, self.dataset.targets))
-        weights = " with random weights" if cfg.model.checkpoint == "random" else ""
-        return f"{cfg.model.name}{weights}, {images} images of {cfg.dataset.name}"
+    @cached_property
+    def where(self) -> list[str]:
+        """The network, its weights (by the beginning of their hash) and the data, in words; and the commit."""
+        walk, images = self.walk(Path("plain")), sum(map(bool, self.dataset.targets))
+        name, weights, data = walk.cfg.model.name, walk.weights, walk.cfg.dataset.name
+        known = "random weights" if weights.startswith("random") else f"weights {weights[:8]}"
+        full = ", methods in full" if self.full else ""
+        return [
+            f"{name}, {known}, {images} images of {data}{full}",
+            environment(walk.classifier.device)["commit"] or "",
+        ]
 
     def walk(self, path: Path) -> Walk:
         return Walk((*self.options, *path.over, *path.options), self.dataset)
@@ -230,6 +237,8 @@ class Guard:
                 progress.write(f"{name}: left out: {error}", file=sys.stderr)
             progress.update()
         progress.set_postfix_str("")
+        if not found:
+            raise CamexpError(f"--methods {', '.join(methods)}: none is left to compare")
         return found
 
 
@@ -265,7 +274,7 @@ def possible_paths(device: torch.device, say: Callable[[str], None], names: Sequ
 
     Raises
     ------
-    CamexpError: an unknown name.
+    CamexpError: an unknown name, or when there is none.
     """
     known = {path.name: path for path in PATHS}
     unknown = [name for name in names if name not in known]
@@ -275,12 +284,15 @@ def possible_paths(device: torch.device, say: Callable[[str], None], names: Sequ
     for path in asked:
         if not path.possible(device):
             say(f"{path.name}: left out: {device.type} has no such path")
-    return [path for path in asked if path.possible(device)]
+    possible = [path for path in asked if path.possible(device)]
+    if not possible:
+        raise CamexpError(f"--paths {', '.join(names)}: {device.type} has none of them")
+    return possible
 
 
 def what(line: Sequence[str]) -> tuple[str, str, str]:
     """Path, method, and what it was measured on, of a line of `HEAD`."""
-    return line[0], line[1], line[-1]
+    return line[0], line[1], line[-2]
 
 
 def verdict(findings: Sequence[Finding]) -> str:

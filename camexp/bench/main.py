@@ -85,7 +85,7 @@ def run_scaling(args: argparse.Namespace, device: torch.device) -> int:
         subject = Subject(model, options_of(args))
         rows += [scaling.by_images(subject), scaling.by_masks(subject)]
     with tempfile.TemporaryDirectory() as folder:
-        rows.append([*scaling.start_up(Path(folder)), "", ""])
+        rows.append([*scaling.start_up(Path(folder), options_of(args)), "", ""])
     return finish(rows, args.output / f"bench_scaling_{kind(device)}.csv")
 
 
@@ -122,11 +122,9 @@ def run_guard(args: argparse.Namespace, device: torch.device) -> int:
     findings = []
     for found in checked.compare(paths, args.methods):
         findings.append(found)
-        line = [*found.line(), checked.measured_on]
+        line = [*found.line(), *checked.where]
         lines = [*(other for other in lines if guard.what(other) != guard.what(line)), line]
         write_lines(file, [guard.HEAD, *lines])
-    if not findings:
-        return 1
     finish([guard.HEAD, *lines], file)
     print(guard.verdict(findings))
     return int(any(not found.passes for found in findings))

@@ -37,7 +37,8 @@ HOW = """## How it is measured
 - Peers run on their own copy of the plain network with the same weights, in batches where they take them, with one
   forward for several classes where they can, and their settings for rows per pass set. One that takes more than twice
   as long as the fastest in the first round is not measured again.
-- The process keeps freed memory (`camexp.memory`), which serves the peers as well.
+- The process keeps freed memory (`camexp.memory`), which serves the peers as well. On a GPU it rounds no factors to
+  TensorFloat-32 and makes convolutions repeat to the bit, for the peers as well.
 - Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
   at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
   It is watched in the rehearsal, because looking makes a call a few percent longer.
@@ -53,7 +54,8 @@ make bench OPTIONS="--device cuda --images 1,16,64 --budget 60"
 
 TECHNIQUES = """A technique pays on this machine where without/with is above 1. The switch is an option of
 `python -m camexp.run`: it turns off what is on by default, and on what is not (`precision=`, `compile=`). All else
-stays as it is, save that the run which shows loading has small batches, enough of them to load ahead. Batch size and
+stays as it is, save that the run which shows loading has small batches, enough of them to load ahead (it is left out
+where that is not done by itself, as on two cores without a GPU). Batch size and
 precision belong to a run's identity and need an `output=` of their own; with any other switch a run goes on in its
 folder.
 """

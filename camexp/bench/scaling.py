@@ -89,16 +89,20 @@ except Reached:
 """A run up to its first pass: seconds beyond torch's import, and of that."""
 
 
-def start_up(folder: Path, trials: int = TRIALS) -> list[str]:
+def start_up(folder: Path, options: Sequence[str] = (), trials: int = TRIALS) -> list[str]:
     """Seconds from the import of torch to the first pass of a run; the median of fresh processes.
 
     The first process makes the embedded scenes and is not counted.
+
+    Parameters
+    ----------
+    options: of the run, as of `python -m camexp.run`.
 
     Raises
     ------
     CamexpError: when a run does not come so far.
     """
-    found = [_first_batch(folder / f"run{trial}", folder / "data") for trial in range(trials + 1)][1:]
+    found = [_first_batch(folder / f"run{trial}", folder / "data", *options) for trial in range(trials + 1)][1:]
     beyond, torch_import = (statistics.median(times) for times in zip(*found, strict=True))
     points = " ".join(f"{seconds:.2f} s" for seconds, _ in found)
     return [

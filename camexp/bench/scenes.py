@@ -7,6 +7,7 @@ from camexp.bench.comparison import Comparison, Technique
 from camexp.bench.subject import telling
 from camexp.bench.walk import Walk
 from camexp.bench.watch import Contender
+from camexp.loading import count_workers
 from camexp.measure import measure
 
 LOADING = Technique("loading and decoding beside the computation", "workers=0")
@@ -14,7 +15,7 @@ METRICS = Technique("Drop and Increase forwards batched across pairs", "forward_
 
 RUN = ("dataset=minivoc", "model=resnet50", "method=gradcam")
 
-SMALL_BATCHES = "batch_size=4"
+SMALL_BATCHES = "batch_size=2"
 """Enough of them to load some ahead."""
 
 
@@ -35,7 +36,9 @@ class Scenes:
         """One after the other, because each needs a network of its own."""
         pairs = sum(len(targets) for targets in self.usual.dataset.targets)
         name = f"{self.usual.cfg.method.name} {self.usual.cfg.dataset.name}"
-        yield Comparison.of(LOADING, f"run of {name}, {SMALL_BATCHES}", pairs, self.run)
+        batches = len(self.usual.dataset) // self.usual.cfg.batch_size
+        if count_workers(self.usual.cfg.workers, batches):  # else nothing is loaded ahead anyway
+            yield Comparison.of(LOADING, f"run of {name}, {SMALL_BATCHES}", pairs, self.run)
         yield Comparison.of(METRICS, f"Drop and Increase of {name}", pairs, self.metrics)
 
     def walk(self, *more: str) -> Walk:

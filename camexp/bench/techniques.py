@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from camexp import config
-from camexp.bench.comparison import ROUNDS, Comparison, Technique, line, measure, on_gpu, with_compiler
+from camexp.bench.comparison import ROUNDS, Comparison, Technique, line, measure, on_cpu, on_gpu, with_compiler
 from camexp.bench.scenes import Scenes
 from camexp.bench.subject import Cell, Subject, telling
 from camexp.bench.watch import Contender, Trial
@@ -20,18 +20,18 @@ from camexp.pairs import Pairs
 TECHNIQUES = (
     Technique("batch norms folded into convolutions", "fold_batch_norms=false"),
     Technique("channels last", "channels_last=false"),
-    Technique("weights kept in order", "packed_weights=false"),
-    Technique("weights kept in order, a single image", "packed_weights=false", "gradcam", images=1),
-    Technique("weights kept in order, forth and back", "packed_weights=false", "gradient", images=1),
-    Technique("convolutions add and rectify", "fused_activations=false"),
-    Technique("linear layers by oneDNN", "onednn_linear=false", "gradcam", images=1, model="vgg16"),
+    Technique("weights kept in order", "packed_weights=false", possible=on_cpu),
+    Technique("weights kept in order, a single image", "packed_weights=false", "gradcam", images=1, possible=on_cpu),
+    Technique("weights kept in order, forth and back", "packed_weights=false", "gradient", images=1, possible=on_cpu),
+    Technique("convolutions add and rectify", "fused_activations=false", possible=on_cpu),
+    Technique("linear layers by oneDNN", "onednn_linear=false", "gradcam", images=1, model="vgg16", possible=on_cpu),
     Technique("inference mode", "inference_mode=false"),
     Technique("forth without graph to the layer, back through the tail alone", "tail_backward=false", "gradcam"),
     Technique("one pass for all classes of an image", "share_classes=false", classes=3),
     Technique("masked inputs of several images in one batch", "batch_size=1"),
     Technique("a batch filled with the next image's masks", "batch_size=1", "occlusion"),
     Technique("several images per pass", "forward_batch=1"),
-    Technique("no more images per pass than pay", "forward_batch=64"),
+    Technique("no more images per pass than pay", "forward_batch=64", possible=on_cpu),
     Technique("passes in bfloat16", "precision=bf16", default=False),
     Technique("factors in TensorFloat-32", "precision=tf32", default=False, possible=on_gpu),
     Technique("passes compiled", "compile=true", default=False, possible=with_compiler),

@@ -24,7 +24,7 @@ class Walk:
         self.cfg = config.compose_config([*options])
         self.dataset = dataset or config.make_dataset(self.cfg)
         self.preprocess, self.metrics = config.make_preprocess(self.cfg), config.make_metrics(self.cfg)
-        self.classifier, _ = config.make_classifier(self.cfg, len(self.dataset.classes))
+        self.classifier, self.weights = config.make_classifier(self.cfg, len(self.dataset.classes))
 
     def explanations(self, method: Method) -> Iterator[Explanation]:
         """Of the images that have pairs, batch by batch."""
