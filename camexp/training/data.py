@@ -36,7 +36,7 @@ class Labelled:
     ----------
     indices: (N) into the data set.
     labels: (N,C) in {0,1}.
-    workers: processes that decode; "auto" is none for a few batches, else up to eight.
+    workers: processes that decode; "auto" is none for a few batches, or on two cores without a GPU, else up to four.
     """
 
     dataset: Dataset
