@@ -450,7 +450,7 @@ def options(data: Path, output: Path, *more: str) -> list[str]:
         f"output={output}",
         "model.width=0.03125",
         "recipe.train.images=12",
-        "+recipe.test.images=6",
+        "recipe.test.images=6",
         "recipe.size=32",
         "recipe.batch=4",
         "recipe.half_epochs=1",
