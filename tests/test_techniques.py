@@ -14,7 +14,7 @@ from conftest import Operations, make_batch, make_classifier
 from torch import Tensor, nn
 
 from camexp import config, runner
-from camexp.bench import guard, scenes, techniques
+from camexp.bench import guard, paths, scenes, techniques
 from camexp.bench.comparison import Technique, line, measure
 from camexp.bench.scenes import Scenes
 from camexp.bench.subject import Cell
@@ -260,10 +260,10 @@ MEASURED = (*TECHNIQUES, scenes.LOADING, scenes.METRICS, MEMORY)
 
 def test_every_switch_is_measured_and_guarded() -> None:
     assert keys([technique.switch for technique in MEASURED]) >= set(SWITCHES)
-    guarded = keys([option for path in guard.PATHS for option in path.options])
+    guarded = keys([option for path in paths.PATHS for option in path.options])
     no_arithmetic = keys([scenes.LOADING.switch, MEMORY.switch])
     assert guarded == keys([technique.switch for technique in MEASURED]) - no_arithmetic
-    assert keys(guard.PLAIN) >= guarded
+    assert keys(paths.PLAIN) >= guarded
 
 
 @pytest.mark.parametrize("technique", MEASURED, ids=lambda technique: technique.switch)

@@ -7,7 +7,7 @@ processor or library would make them move; a path may move them as far.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -17,14 +17,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from camexp import config
-from camexp.bench.comparison import anywhere, on_gpu, with_compiler
+from camexp.bench.paths import Path
 from camexp.bench.walk import Walk
 from camexp.errors import CamexpError
 from camexp.provenance import environment
 from camexp.records import Row
-
-EXACT, ROUNDED = 0.9999, 0.999
-"""Smallest cosine of a map with the plain one, for paths that change the order of sums, and that round to bfloat16."""
 
 POINTS = 0.1
 """Largest change of a metric's mean, in percent points, unless rounding alone makes a larger one."""
@@ -32,68 +29,13 @@ POINTS = 0.1
 EQUAL = 1e-6
 """Changes that differ by less are the same: means of equally many pairs, summed in another order."""
 
+PLAINLY = Path("plain")
+
 ROUNDINGS = 3
 """How often the weights are rounded otherwise."""
 
 SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride": 32, "mu": 0.75}
 """Parameters of long methods, unless --full: the passes are the same, there are fewer of them."""
-
-PLAIN = (
-    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "fused_activations=false"),
-    *(
-        "onednn_linear=false",
-        "inference_mode=false",
-        "tail_backward=false",
-        "share_classes=false",
-        "batch_size=1",
-        "forward_batch=1",
-        "precision=fp32",
-        "compile=false",
-        "workers=0",
-    ),
-)
-"""Every technique off. (Decoding ahead and kept memory change no arithmetic.)"""
-
-
-@dataclass(frozen=True)
-class Path:
-    """A fast path.
-
-    Attributes
-    ----------
-    options: what is switched on; over: what it is switched on over, in place of the defaults.
-    cosine: the smallest that passes.
-    possible: whether the machine can take it.
-    """
-
-    name: str
-    options: tuple[str, ...] = ()
-    over: tuple[str, ...] = PLAIN
-    cosine: float = EXACT
-    possible: Callable[[torch.device], bool] = anywhere
-
-
-def switched(switch: str, cosine: float = EXACT, possible: Callable[[torch.device], bool] = anywhere) -> Path:
-    """One technique over the plain path."""
-    return Path(switch, (switch,), cosine=cosine, possible=possible)
-
-
-PATHS = (
-    switched("fold_batch_norms=true"),
-    switched("channels_last=true"),
-    Path("packed_weights=true", ("packed_weights=true", "channels_last=true")),
-    Path("fused_activations=true", ("fused_activations=true", "packed_weights=true", "channels_last=true")),
-    switched("onednn_linear=true"),
-    switched("inference_mode=true"),
-    switched("tail_backward=true"),
-    switched("share_classes=true"),
-    switched("batch_size=16"),
-    switched("forward_batch=32"),
-    Path("default", over=()),
-    switched("precision=bf16", ROUNDED),
-    switched("precision=tf32", ROUNDED, on_gpu),
-    Path("compile=true", ("compile=true", "forward_batch=8"), possible=with_compiler),
-)
 
 
 @dataclass(frozen=True)
@@ -166,15 +108,18 @@ class Guard:
         self.dataset = config.make_dataset(config.compose_config([*options]))
 
     @cached_property
+    def plain(self) -> Walk:
+        return self.walk(PLAINLY)
+
+    @cached_property
     def where(self) -> list[str]:
         """The network, its weights (by the beginning of their hash) and the data, in words; and the commit."""
-        walk, images = self.walk(Path("plain")), sum(map(bool, self.dataset.targets))
-        name, weights, data = walk.cfg.model.name, walk.weights, walk.cfg.dataset.name
+        cfg, weights, images = self.plain.cfg, self.plain.weights, sum(map(bool, self.dataset.targets))
         known = "random weights" if weights.startswith("random") else f"weights {weights[:8]}"
         full = ", methods in full" if self.full else ""
         return [
-            f"{name}, {known}, {images} images of {data}{full}",
-            environment(walk.classifier.device)["commit"] or "",
+            f"{cfg.model.name}, {known}, {images} images of {cfg.dataset.name}{full}",
+            environment(self.plain.classifier.device)["commit"] or "",
         ]
 
     def walk(self, path: Path) -> Walk:
@@ -200,7 +145,7 @@ class Guard:
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
         with tqdm(total=len(methods) * (1 + ROUNDINGS + len(paths)), desc="guard", unit="run") as progress:
-            plain = self._plain(methods, progress)
+            plain = self._plainly(methods, progress)
             progress.total = len(methods) + len(plain) * (ROUNDINGS + len(paths))
             moved = self._by_rounding(plain, progress)
             for path in paths:
@@ -216,23 +161,23 @@ class Guard:
         """For every method the largest change that other roundings of the weights make on the plain path."""
         moved = dict.fromkeys(plain, 0.0)
         for draw in range(ROUNDINGS):
-            walk = self.walk(Path("plain"))
+            walk = self.walk(PLAINLY)
             nudge(walk.classifier.network, draw)
             for name, expected in plain.items():
                 progress.set_postfix_str(f"rounding {draw + 1} {name}")
-                found = finding(Path("plain"), name, expected, self.explained(walk, self.method(name)))
+                found = finding(PLAINLY, name, expected, self.explained(walk, self.method(name)))
                 moved[name] = max(moved[name], found.change)
                 progress.update()
         progress.set_postfix_str("")
         return moved
 
-    def _plain(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
-        found, walk = {}, self.walk(Path("plain"))
+    def _plainly(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
+        found = {}
         for name in methods:
             progress.set_postfix_str(f"plain {name}")
             method = self.method(name)
             try:
-                found[name] = self.explained(walk, method)
+                found[name] = self.explained(self.plain, method)
             except CamexpError as error:
                 progress.write(f"{name}: left out: {error}", file=sys.stderr)
             progress.update()
@@ -269,30 +214,10 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(both_zero, 1.0, found)
 
 
-def possible_paths(device: torch.device, say: Callable[[str], None], names: Sequence[str] = ()) -> list[Path]:
-    """The paths of these names, or all, that the machine can take.
-
-    Raises
-    ------
-    CamexpError: an unknown name, or when there is none.
-    """
-    known = {path.name: path for path in PATHS}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise CamexpError(f"--paths {', '.join(unknown)}: no such path; there are {', '.join(known)}")
-    asked = [known[name] for name in names] or [*PATHS]
-    for path in asked:
-        if not path.possible(device):
-            say(f"{path.name}: left out: {device.type} has no such path")
-    possible = [path for path in asked if path.possible(device)]
-    if not possible:
-        raise CamexpError(f"--paths {', '.join(names)}: {device.type} has none of them")
-    return possible
-
-
-def what(line: Sequence[str]) -> tuple[str, str, str]:
-    """Path, method, and what it was measured on, of a line of `HEAD`."""
-    return line[0], line[1], line[-2]
+def what(line: Iterable[str]) -> tuple[str, str, str]:
+    """Path, method, and what it was measured on, of a line of `HEAD`: one line of each is kept."""
+    path, method, *_, measured_on, _ = line
+    return path, method, measured_on
 
 
 def verdict(findings: Sequence[Finding]) -> str:

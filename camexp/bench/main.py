@@ -25,6 +25,7 @@ from camexp.bench import guard, scaling, techniques
 from camexp.bench.cells import METHODS, MODELS, Budget, all_cells
 from camexp.bench.comparison import COLUMNS
 from camexp.bench.page import summary, write_page
+from camexp.bench.paths import possible_paths
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
 from camexp.bench.table import Bench, Store, made_with
@@ -116,16 +117,18 @@ def run_guard(args: argparse.Namespace, device: torch.device) -> int:
     """Check fast paths; 1 if one misses. What an earlier check found of others stays in the table."""
     limit = [] if any(option.startswith("limit=") for option in args.options) else ["limit=2"]
     checked = guard.Guard([*limit, *options_of(args)], args.full)
-    paths = guard.possible_paths(device, lambda text: print(text, file=sys.stderr), args.paths)
+    paths = possible_paths(device, lambda text: print(text, file=sys.stderr), args.paths)
     file = args.output / f"bench_guard_{kind(device)}.csv"
-    lines = [] if args.fresh else [[*row.values()] for row in read_csv(file, guard.HEAD)]
+    known = [] if args.fresh else [[*row.values()] for row in read_csv(file, guard.HEAD)]
+    lines = {guard.what(line): line for line in known}
     findings = []
     for found in checked.compare(paths, args.methods):
         findings.append(found)
         line = [*found.line(), *checked.where]
-        lines = [*(other for other in lines if guard.what(other) != guard.what(line)), line]
-        write_lines(file, [guard.HEAD, *lines])
-    finish([guard.HEAD, *lines], file)
+        lines.pop(guard.what(line), None)
+        lines[guard.what(line)] = line
+        write_lines(file, [guard.HEAD, *lines.values()])
+    finish([guard.HEAD, *lines.values()], file)
     print(guard.verdict(findings))
     return int(any(not found.passes for found in findings))
 

@@ -1,0 +1,167 @@
+"""The accuracy guard: what it compares, what passes, and what it keeps."""
+
+import csv
+import platform
+import re
+from pathlib import Path as File
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from camexp.bench import guard, main, paths
+from camexp.bench.paths import PATHS, ROUNDED, Path, possible_paths
+from camexp.errors import CamexpError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"data_dir={tmp_path_factory.mktemp('data')}"
+
+
+def guarded(scenes: str, output: File, *more: str) -> int:
+    given = ["--guard", *more, "--device", "cpu", "--output", str(output), scenes, "dataset.images=4", "limit=2"]
+    return main.main(given)
+
+
+def test_guard_passes_exact_paths(scenes: str, tmp_path: File, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "PATHS", [path for path in PATHS if "=true" in path.name or not path.over][:6])
+    assert guarded(scenes, tmp_path, "--methods", "gradcam") == 0
+    out = capsys.readouterr().out
+    assert out.count("| yes") + out.count("| same bits") == 6
+    assert out.count("| same bits") >= 1  # inference_mode: the same products in the same order
+    assert "every path keeps the tolerances" in out
+    lines = (tmp_path / "bench_guard_cpu.csv").read_text().splitlines()
+    assert len(lines) == 7
+    assert re.search(r',yes,"resnet50, weights [0-9a-f]{8}, 2 images of minivoc",[0-9a-f]{40}', lines[1])
+    assert "by rounding alone" in (tmp_path / "bench.md").read_text()
+
+
+def test_guard_names_the_path_that_misses(
+    scenes: str, tmp_path: File, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crooked = Path("crooked", ("protocol.fill=black_pixel",))  # other maps, other metrics
+    monkeypatch.setattr(paths, "PATHS", (PATHS[0], crooked))
+    assert guarded(scenes, tmp_path, "--methods", "igcam") == 1
+    out = capsys.readouterr().out
+    assert "crooked misses: igcam; it must be off by default" in out
+    assert "fold_batch_norms misses" not in out
+
+
+def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
+    exact, rounded = Path("a"), Path("b", cosine=ROUNDED)
+    assert guard.Finding(exact, "m", 1, 0.9999, 0.1, "ebpg").passes
+    assert not guard.Finding(exact, "m", 1, 0.99989, 0.0, "ebpg").passes
+    assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
+    assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", rounding=0.5).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5 + 1e-9, "drop", rounding=0.5).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"
+
+
+def test_guard_tells_a_path_that_changes_nothing() -> None:
+    pair, ends = ("a", 0), torch.tensor([[0.0, 1.0]])
+    plain = guard.Explained({pair: ends}, {"drop": 10.0})
+    found = {
+        "same bits": guard.Explained({pair: ends.clone()}, {"drop": 10.0}),
+        "yes": guard.Explained({pair: torch.nextafter(ends, 2 * ends)}, {"drop": 10.0}),
+        "MISSES": guard.Explained({pair: ends}, {"drop": 11.0}),
+    }
+    for verdict, fast in found.items():
+        assert guard.finding(Path("a"), "m", plain, fast).verdict == verdict
+
+
+def test_guard_keeps_what_earlier_checks_found_of_others(scenes: str, tmp_path: File) -> None:
+    def table() -> list[list[str]]:
+        with (tmp_path / "bench_guard_cpu.csv").open(newline="") as stream:
+            head, *lines = csv.reader(stream)
+        assert head == guard.HEAD
+        return [[line[0], line[1], line[-3]] for line in lines]
+
+    for asked in ("inference_mode=true", "tail_backward=true,inference_mode=true"):
+        assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", asked) == 0
+    assert [line[0] for line in table()] == ["tail_backward=true", "inference_mode=true"]
+    file = tmp_path / "bench_guard_cpu.csv"
+    text = file.read_text()
+    file.write_text(text.replace("resnet50,", "vgg16,").replace("same bits", "MISSES"))
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true") == 0
+    assert len(table()) == 3
+    file.write_text(text.replace("same bits", "MISSES"))
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true", "--fresh") == 0
+    assert table() == [["inference_mode=true", "cam", "same bits"]]
+
+
+def test_guard_says_when_no_method_is_left(scenes: str, tmp_path: File, capsys: Any) -> None:
+    assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "default", "model=vgg16") == 2
+    said = capsys.readouterr().err
+    assert "cam: left out: " in said
+    assert "--methods cam: none is left to compare" in said
+    assert not (tmp_path / "bench_guard_cpu.csv").exists()
+
+
+def test_guard_keeps_what_it_has_when_it_is_cut_off(
+    scenes: str, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    both = (PATHS[0], Path("cut off", possible=lambda device: True))
+    real = guard.Guard.walk
+    monkeypatch.setattr(paths, "PATHS", both)
+    monkeypatch.setattr(guard.Guard, "walk", lambda self, path: (cut_off if path is both[1] else real)(self, path))
+    assert guarded(scenes, tmp_path, "--methods", "cam") == 130
+    assert len((tmp_path / "bench_guard_cpu.csv").read_text().splitlines()) == 2
+
+
+def test_weights_are_moved_to_the_next_number() -> None:
+    weights = [torch.tensor([1.0, -2.0, 0.0, 3e-3] * 50), torch.full((7,), 0.1)]
+    network = nn.ParameterList([nn.Parameter(weight.clone()) for weight in weights])
+    guard.nudge(network, draw=0)
+    for before, after in zip(weights, network, strict=True):
+        up, down = (torch.nextafter(before, torch.full_like(before, end)) for end in (torch.inf, -torch.inf))
+        assert ((after == up) | (after == down)).all()
+    assert 60 < int((network[0] > weights[0]).sum()) < 140
+    first = [parameter.clone() for parameter in network]
+    guard.nudge(network, draw=1)
+    assert not torch.equal(network[0], first[0])
+
+
+def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def shake(network: nn.Module, draw: int) -> None:
+        drawn.append(draw)
+        for parameter in network.parameters():
+            parameter.data += 0.01 * draw  # far more than rounding
+
+    monkeypatch.setattr(guard, "nudge", shake)
+    checked = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu"])
+    (found,) = checked.compare([Path("same")], ["gradcam"])
+    assert drawn == [0, 1, 2]
+    assert found.change == 0
+    assert found.rounding > 1
+
+
+def test_cosine_by_hand() -> None:
+    a = torch.tensor([[[1.0, 0], [0, 0]], [[0.0, 0], [0, 0]], [[1.0, 0], [0, 0]], [[1.0, 0], [0, 0]]])
+    b = torch.tensor([[[2.0, 0], [0, 0]], [[0.0, 0], [0, 0]], [[0.0, 0], [0, 0]], [[1.0, 1], [0, 0]]])
+    assert guard.cosine(a, b).tolist() == pytest.approx([1, 1, 0, 2**-0.5])
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the message is Linux's")
+def test_guard_leaves_out_what_the_machine_cannot(capsys: Any) -> None:
+    said: list[str] = []
+    names = [path.name for path in possible_paths(CPU, said.append)]
+    assert "precision=tf32" not in names
+    assert said[0].startswith("precision=tf32: left out")
+    (path,) = possible_paths(CPU, said.append, ["batch_size=16"])
+    assert path.name == "batch_size=16"
+    with pytest.raises(CamexpError, match="--paths precision=tf32: cpu has none of them"):
+        possible_paths(CPU, said.append, ["precision=tf32"])
+    with pytest.raises(CamexpError, match="--paths fast: no such path; there are fold_batch_norms=true, "):
+        possible_paths(CPU, said.append, ["fast", "default"])
