@@ -1,6 +1,7 @@
 """DeepLIFT against hand computations, the paper's formulas written as loops, captum, and its axiom."""
 
 import copy
+import itertools
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from camexp.errors import CamexpError
 from camexp.methods import _deeplift_secants
+from camexp.methods._deeplift_secants import at, elementwise_secant, relu_secant
 from camexp.methods.deeplift import DeepLIFT
 from camexp.models.build import build
 from camexp.models.classifier import Classifier
@@ -357,6 +359,53 @@ def test_contributions_depend_neither_on_batch_nor_on_forward_batch(rule: str) -
         alone = Pairs(torch.tensor([0]), torch.tensor([target]), (image_id,))
         found = DeepLIFT(rule)(classifier, images[image : image + 1], alone)[0]
         assert torch.allclose(found, maps[p], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("x", "change", "rise", "multiplier"),
+    [
+        (2.0, -3.0, -2.0, 2 / 3),  # switched off
+        (-1.0, 4.0, 3.0, 0.75),  # switched on
+        (2.0, 1.0, 1.0, 1.0),
+        (-2.0, 1.0, 0.0, 0.0),
+        (0.0, 5.0, 5.0, 1.0),
+        (0.0, -5.0, 0.0, 0.0),
+        (3.0, 0.0, 0.0, 1.0),  # no change: the slope, which PyTorch takes for 0 at 0
+        (0.0, 0.0, 0.0, 0.0),
+        (-3.0, 0.0, 0.0, 0.0),
+        (3.0, 1e-9, 1e-9, 1.0),  # lost in x + change
+        (1e-30, -2e-30, -1e-30, 0.5),
+    ],
+)
+def test_rise_of_a_relu_by_hand(x: float, change: float, rise: float, multiplier: float) -> None:
+    leaf = torch.tensor([[change]], requires_grad=True)
+    found = relu_secant(torch.tensor([[x]]), leaf, None)
+    (gradient,) = torch.autograd.grad(found.sum(), leaf)
+    assert found.item() == pytest.approx(rise, rel=1e-6, abs=0)
+    assert gradient.item() == pytest.approx(multiplier, rel=1e-6, abs=0)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_values_are_taken_at_positions_in_either_order(images: int, order: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 6, 8, generator=generator).contiguous(memory_format=order)
+    _, positions = nn.functional.max_pool2d(x, 2, return_indices=True)
+    values = torch.randn(images, 5, 6, 8, generator=generator).contiguous(memory_format=order)
+    found = at(values, positions)
+    for n, k, i, j in itertools.product(range(3), range(5), range(3), range(4)):
+        assert found[n, k, i, j] == values[n % images, k].flatten()[positions[n, k, i, j]]
+    assert found.is_contiguous(memory_format=order)
+
+
+def test_rise_of_a_relu_is_that_of_any_function_of_single_values() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 5, 8, 8, generator=generator, dtype=torch.float64)
+    change = torch.randn(3, 5, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    upper = torch.randn(change.shape, generator=generator, dtype=torch.float64)
+    found, expected = (secant(x, change, None) for secant in (relu_secant, elementwise_secant(torch.relu)))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, change, upper)[0] for y in (found, expected)))
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")

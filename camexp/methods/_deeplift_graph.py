@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from camexp.errors import CamexpError
-from camexp.methods._deeplift_secants import NEGLIGIBLE, Secant, elementwise_secant, max_pool_secant, settle
+from camexp.methods._deeplift_secants import (
+    NEGLIGIBLE,
+    Secant,
+    elementwise_secant,
+    max_pool_secant,
+    relu_secant,
+    settle,
+)
 
 
 class Difference:
@@ -207,6 +214,10 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Difference]:
     return operation
 
 
+def relu(input: Difference, inplace: bool = False) -> Difference:
+    return input.nonlinear(torch.relu(input.reference), relu_secant)
+
+
 def without_weights(function: Callable[..., Tensor]) -> Callable[..., Difference]:
     return lambda input, *args, **kwargs: input.each(lambda x: function(x, *args, **kwargs))
 
@@ -220,6 +231,8 @@ OPERATIONS: dict[Any, Callable[..., Difference]] = {
     F.dropout: dropout,
     torch.add: add,
     torch.Tensor.add: add,
+    F.relu: relu,
+    torch.relu: relu,
 }
-OPERATIONS |= {f: elementwise(f) for f in (F.relu, torch.relu, F.leaky_relu, torch.sigmoid, torch.tanh)}
+OPERATIONS |= {f: elementwise(f) for f in (F.leaky_relu, torch.sigmoid, torch.tanh)}
 OPERATIONS |= {f: without_weights(f) for f in (torch.flatten, F.avg_pool2d, F.adaptive_avg_pool2d)}

@@ -104,6 +104,23 @@ def elementwise_secant(function: Callable[[Tensor], Tensor]) -> Secant:
     return secant
 
 
+def relu_secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
+    """Of ReLU: relu(x + D) - relu(x) = max(D, -x) + min(x, 0).
+
+    So written, values that nearly agree are not subtracted: a negligible D has the slope for its multiplier without a
+    slack, and a D of 0 too, as it is taken for a vanishing fall.
+    """
+    m, product = torch.empty_like(change), torch.empty_like(change)
+    with torch.no_grad():
+        for start, ends in pieces(x, change):
+            lowest, offset = -x[start], x[start].clamp(max=0)
+            for end in ends:
+                moved = change[end] - torch.finfo(change.dtype).tiny
+                torch.maximum(moved, lowest, out=m[end]).add_(offset).div_(moved)
+                torch.mul(m[end], change[end], out=product[end])
+    return _Product.apply(change, product, m)
+
+
 def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
     """Of max-pooling, `pool(x)` = (maxima, their flat positions in the plane).
 
@@ -112,18 +129,15 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
     constant reference, or among units that are all off, it is the one that holds the other maximum too.
     """
 
-    def at(values: Tensor, positions: Tensor) -> Tensor:
-        return values.flatten(2).gather(2, positions.flatten(2)).view_as(positions)
-
     def secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
         with torch.no_grad():
             if slack is None:
                 slack = rounding(x)
-            y = settle(x + change, slack)
+            y = x + change
             (before, first), (after, second), (slack, _) = pool(x), pool(y), pool(slack)
             before, first = before.expand_as(after), first.expand_as(second)
             rises = (after > before) & (at(y, first) < after - slack)
-            stays = (after <= before) & (at(x.expand_as(y), second) >= before - slack)
+            stays = (after <= before) & (at(x, second) >= before - slack)
             winner = torch.where(rises | stays, second, first)
         moved = at(change, winner)  # (P, K, h, w)
         with torch.no_grad():
@@ -131,3 +145,13 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
         return m * moved
 
     return secant
+
+
+def at(values: Tensor, positions: Tensor) -> Tensor:
+    """The values (N,K,H,W), or (1,K,H,W), at the flat positions (N,K,h,w) of each plane, in the positions' order."""
+    if not positions.is_contiguous(memory_format=torch.channels_last):
+        planes = values.flatten(2).expand(len(positions), -1, -1)
+        return planes.gather(2, positions.flatten(2)).view_as(positions)
+    values, last = values.permute(0, 2, 3, 1).flatten(1, 2), positions.permute(0, 2, 3, 1)
+    found = values.expand(len(positions), -1, -1).gather(1, last.flatten(1, 2))
+    return found.view_as(last).permute(0, 3, 1, 2)

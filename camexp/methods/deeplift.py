@@ -83,9 +83,10 @@ class DeepLIFT:
 
     def _multipliers(self, classifier: Classifier, change: Tensor, target: Tensor) -> Tensor:
         """m (n,c,3,H,W) of the differences (n,3,H,W) for the logits of the classes (n,c)."""
-        reference = classifier.fill.expand(1, *change.shape[1:])
+        order = classifier.memory_format
+        reference = classifier.fill.expand(1, *change.shape[1:]).contiguous(memory_format=order)
         with torch.enable_grad():
-            change = change.detach().contiguous(memory_format=classifier.memory_format).requires_grad_()
+            change = change.detach().contiguous(memory_format=order).requires_grad_()
             inputs = Difference.of_images(reference, change, separate=self.rule == "revealcancel")
             classifier.on_forward(1 + len(change))
             logits = classifier.network(inputs).total  # y(I) - y(I'), (n, C)
