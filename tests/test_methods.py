@@ -303,6 +303,8 @@ def naive_hard(values: Tensor) -> Tensor:
 
 
 def naive_soft(values: Tensor) -> Tensor:
+    if values.min() == values.max():
+        return torch.ones_like(values)
     threshold = float(naive_level(values))
     higher = round(1.5 * threshold)
     above = sum(min(255, round(v * 256)) >= higher for v in values.flatten().tolist())
@@ -351,6 +353,7 @@ def test_soft_mask_by_hand() -> None:
     assert soft_mask(many)[0, 0, 0].item() == pytest.approx(1 / (1 + math.exp(100 / 256)))
     assert soft_mask(few)[0, 0, 0].item() == pytest.approx(1 / (1 + math.exp(150 / 256)))
     assert soft_mask(many)[0, 3, 3].item() == pytest.approx(1)
+    assert soft_mask(torch.zeros(1, 4, 4)).eq(1).all()  # a SISE layer that keeps no map changes nothing
 
 
 # ------------------------------------------------------------------------------------------------------- SISE

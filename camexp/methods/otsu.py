@@ -42,7 +42,7 @@ def hard_mask(maps: Tensor) -> Tensor:
 
 
 def soft_mask(maps: Tensor, slope: float = 100.0, raised: float = 1.5, share: float = 0.1) -> Tensor:
-    """Logistic step (P,H,W) of the given slope at Otsu's threshold.
+    """Logistic step (P,H,W) of the given slope at Otsu's threshold; 1 for a constant map, as of `hard_mask`.
 
     The threshold is multiplied by `raised` when fewer than `share` of the pixels lie above the product: what
     the authors' lab code does for maps with a small bright spot.
@@ -51,4 +51,6 @@ def soft_mask(maps: Tensor, slope: float = 100.0, raised: float = 1.5, share: fl
     higher = (level * raised).round()
     above = (_levels(maps) >= higher[:, None, None]).flatten(1).double().mean(1)
     threshold = torch.where(above < share, level * raised, level.double()).to(maps.dtype) / BINS
-    return torch.sigmoid(slope * (maps - threshold[:, None, None]))
+    step = torch.sigmoid(slope * (maps - threshold[:, None, None]))
+    constant = maps.amax((1, 2)) == maps.amin((1, 2))
+    return step.masked_fill(constant[:, None, None], 1.0)

@@ -27,7 +27,7 @@ class SISE:
 
     Psi is the confidence (softmax), not the logit. Its gradient underflows for a saturated network; only signs
     and ratios of alpha matter, so the gradient of the log-odds is used, a positive multiple of it. A layer of
-    which no map is kept has V = 0. Constant feature maps are no masks.
+    which no map is kept has V = 0 and leaves e as it is. Constant feature maps are no masks.
 
     Cost: one forward per image, one backward to the first layer per pair, and one forward per (image, feature map
     that is kept for any of the image's classes): all classes share the masked passes. Memory does not grow with the
