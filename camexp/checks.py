@@ -38,14 +38,27 @@ def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
             raise CamexpError(f"{where}.{name} must be {' or '.join(text for _, text in known)}, not {value!r}")
 
 
-WHOLE = ("limit", "seed", "batch_size", "forward_batch", "runtime.trials", "runtime.warmup")
-"""Options of a run that are whole numbers."""
+SMALLEST = {
+    "limit": 1,
+    "seed": None,
+    "batch_size": 1,
+    "forward_batch": 1,
+    "workers": 0,
+    "save_maps": 0,
+    "runtime.trials": 0,
+    "runtime.warmup": 0,
+}
+"""Options of a run that are whole numbers, with the smallest that is allowed."""
 
 
 def check_numbers(cfg: DictConfig) -> None:
     """Raise CamexpError where a run's option is not the whole number that it must be."""
-    allowed = {"limit": (None,), "forward_batch": ("auto",)}
-    for name in WHOLE:
+    allowed = {"limit": (None,), "forward_batch": ("auto",), "workers": ("auto",)}
+    for name, smallest in SMALLEST.items():
         value = OmegaConf.select(cfg, name)
-        if type(value) is not int and value not in allowed.get(name, ()):
+        if value in allowed.get(name, ()):
+            continue
+        if type(value) is not int:
             raise CamexpError(f"{name} must be an integer, not {value!r}")
+        if smallest is not None and value < smallest:
+            raise CamexpError(f"{name} must be at least {smallest}, not {value}")

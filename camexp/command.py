@@ -1,6 +1,7 @@
 """How a command ends: its exit status, and what it says of a mistake or an interruption."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from hydra.errors import HydraException
@@ -15,17 +16,20 @@ MISTAKES = (CamexpError, HydraException, OmegaConfBaseException)
 def exit_status(
     command: Callable[[], int], interrupted: str = "interrupted", mistakes: tuple[type[Exception], ...] = (CamexpError,)
 ) -> int:
-    """Run a command; what it returns, 2 after a mistake that the message explains, 130 when it was interrupted.
+    """Run a command; what it returns, 2 after a mistake or another error, 130 when it was interrupted.
 
     Parameters
     ----------
     interrupted: what is said after an interruption.
-    mistakes: the errors whose message is for the user; others are raised.
+    mistakes: the errors whose message is for the user; of others, as in a method's own code, the traceback is printed.
     """
     try:
         return command()
     except mistakes as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
         return 2
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)

@@ -92,7 +92,7 @@ def checkpoint_path(cfg: DictConfig) -> Path | None:
 
 def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]:
     """The classifier and the SHA-256 of its weights ("random:<seed>" for untrained ones)."""
-    path = checkpoint_path(cfg)
+    path, preprocess = checkpoint_path(cfg), make_preprocess(cfg)
     torch.manual_seed(cfg.seed)
     network = build(cfg.model.architecture, num_classes, cfg.model.width, cfg.model.head)
     if path is not None:
@@ -107,7 +107,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         network,
         OmegaConf.to_container(cfg.model.layers),  # type: ignore[arg-type]
         confidence=cfg.protocol.score,
-        fill=make_preprocess(cfg).black() if cfg.protocol.fill == "black_pixel" else None,
+        fill=preprocess.black() if cfg.protocol.fill == "black_pixel" else None,
         forward_batch=ON_CPU if automatic else cfg.forward_batch,
         device=device,
         precision=cfg.precision,
@@ -120,7 +120,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         onednn_linear=cfg.onednn_linear,
     )
     if automatic:
-        classifier.forward_batch = largest_batch(classifier.network, device, cfg.protocol.size)
+        classifier.forward_batch = largest_batch(classifier.network, device, preprocess.size)
     return classifier, checkpoint.sha256(path) if path is not None else f"random:{cfg.seed}"
 
 

@@ -3,6 +3,10 @@
 import ast
 import hashlib
 import inspect
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from hydra.utils import get_object
@@ -26,26 +30,66 @@ def identify(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
     return fields | {
-        "method_code": code_hash(plain["method"]["_target_"]),
+        "method_source": source_hash([plain["method"]["_target_"]]),
+        "metrics_source": source_hash(node["_target_"] for node in plain["metrics"].values()),
         "weights_sha256": weights,
         "pairs_sha256": pairs_hash(dataset),
         "annotations_sha256": dataset.annotations_sha256,
     }
 
 
-def code_hash(target: str) -> str:
-    """Beginning of the SHA-256 of the module that `target`, a dotted name, is in; comments and docstrings do not count.
+def source_hash(targets: Iterable[str]) -> str:
+    """Beginning of the SHA-256 of the modules that `targets`, dotted names, are in, and of those that they import from
+    their own package; comments, docstrings and layout do not count.
 
-    Empty for what has no source. What the module imports does not count either.
+    Empty for what has no source. It is the same for every version of Python that runs the code.
     """
+    found: dict[str, str] = {}
+    for target in targets:
+        module = inspect.getmodule(get_object(target))
+        if module is not None:
+            _add_sources(module, found)
+    return hashlib.sha256("\n".join(found[name] for name in sorted(found)).encode()).hexdigest()[:16] if found else ""
+
+
+def _add_sources(module: ModuleType, found: dict[str, str]) -> None:
+    """Add the source of a module, and those of what it imports from its own package, by their names."""
     try:
-        tree = ast.parse(inspect.getsource(inspect.getmodule(get_object(target)) or target))  # type: ignore[arg-type]
+        tree = ast.parse(inspect.getsource(module))
     except (TypeError, OSError, SyntaxError):
-        return ""
+        return
+    found[module.__name__] = _told(tree)
+    for name in _imported(tree, module.__package__ or module.__name__):
+        if name not in found:
+            with suppress(ImportError):  # what is imported from a module is no module itself
+                _add_sources(import_module(name), found)
+
+
+def _imported(tree: ast.AST, package: str) -> Iterator[str]:
+    """Names that a source imports from the package that it is in, and of the modules that hold them."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            node.body = [part for part in node.body if not _is_text(part)] or [ast.Pass()]
-    return hashlib.sha256(ast.unparse(tree).encode()).hexdigest()[:16]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
+            origin = ".".join(filter(None, [package if node.level else "", node.module]))
+            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if name.startswith(f"{package}."))
+
+
+def _told(node: Any) -> str:
+    """What a syntax tree says: `ast.dump` without docstrings and fields that some versions of Python leave empty."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_told, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        fields["body"] = [part for part in node.body if not _is_text(part)]
+    if isinstance(node, ast.JoinedStr):
+        fields["values"] = [part for part in node.values if getattr(part, "value", None) != ""]
+    return f"{type(node).__name__}({', '.join(f'{name}={_told(value)}' for name, value in fields.items())})"
 
 
 def _is_text(node: ast.AST) -> bool:

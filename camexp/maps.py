@@ -21,7 +21,6 @@ from PIL import Image
 from torch import Tensor
 
 from camexp.datasets.base import Dataset
-from camexp.errors import CamexpError
 from camexp.files import saying_when_full, write_atomically
 from camexp.methods.base import scale_to_unit
 from camexp.models.preprocess import Preprocess
@@ -172,15 +171,9 @@ class MapSaver:
     preprocess: how the images were fed.
     count: how many images.
     rows: of the run's finished batches; files of other pairs are of an earlier run or a torn batch, and deleted.
-
-    Raises
-    ------
-    CamexpError: when `count` is no whole number from 0 on.
     """
 
     def __init__(self, run_folder: Path, dataset: Dataset, preprocess: Preprocess, count: int, rows: Iterable[Row]):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-            raise CamexpError(f"save_maps must be a number of images, 0 or more, not {count!r}")
         self.run_folder, self.folder = run_folder, run_folder / FOLDER
         self.dataset, self.preprocess = dataset, preprocess
         self.chosen = {dataset.image_ids[index] for index in chosen_images(dataset, count)}

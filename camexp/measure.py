@@ -1,5 +1,6 @@
 """From maps to rows: every metric of every pair."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from camexp.records import Key, Row, number
 def measure(
     explanation: Explanation, classifier: Classifier, metrics: Mapping[str, Metric], classes: Sequence[str]
 ) -> dict[Key, Row]:
-    """The rows of the pairs whose map is finite, by (image id, class id).
+    """The rows of the pairs whose map, confidence and metrics are finite, by (image id, class id).
 
     Columns are `records.PAIR_COLUMNS` and the names of the metrics. Metrics are measured at full precision, whatever
     the method's passes had.
@@ -31,8 +32,10 @@ def measure(
     area = explained.masks.flatten(1).double().mean(1).tolist()
     difficult = [t.difficult for f in explanation.fed for t in f.sample.targets]
     rows = {}
+    finite = explanation.finite.tolist()
     for p, (_, image_id, target) in enumerate(pairs):
-        if explanation.finite[p]:
+        measured = [confidence[p].item(), *(v[p] for v in values.values())]
+        if finite[p] and all(map(math.isfinite, measured)):
             row = {
                 "image_id": image_id,
                 "class_id": str(target),

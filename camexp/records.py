@@ -87,6 +87,17 @@ def read_info(folder: Path) -> dict[str, Any]:
         raise CamexpError(f"{path} is not JSON ({error}); overwrite=true starts anew") from error
 
 
+def keys_in(folder: Path) -> set[Key]:
+    """The pairs that a run's folder has rows or listed failures of, the last batch's perhaps not whole."""
+    found: set[Key] = set()
+    for name in ("records.csv", "failures.csv"):
+        path = folder / name
+        if path.exists():
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                found |= {(line[0], line[1]) for line in csv.reader(file) if len(line) > 1}
+    return found
+
+
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields in which two identities differ, as "field: old -> new"."""
     names = [*old, *(name for name in new if name not in old)]
@@ -94,6 +105,11 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 FILES = ("records.csv", "failures.csv", "timing.csv", "run.json")
+
+
+def _known_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The new identity without the hashes of sources that the old one was written before."""
+    return {name: value for name, value in new.items() if name in old or not name.endswith("_source")}
 
 
 class RunFolder:
@@ -138,21 +154,20 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def _nothing_computed(self) -> bool:
-        """Whether no batch was finished and no time taken, as after a mistake in the options."""
+        """Whether no batch was finished and no time taken, as when a run ends before its first batch."""
         tables = [self.path / name for name in ("records.csv", "timing.csv")]
         return not any(table.exists() and table.read_bytes().count(b"\n") > 1 for table in tables)
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         stored = self.read_info().get("identity")
-        if stored is None and (self.path / "records.csv").exists():
+        fields = differing(stored, _known_to(stored, identity)) if stored else []
+        if (fields or not stored) and self._nothing_computed():
+            self._clear()
+        elif not stored:
             raise CamexpError(
-                f"{self.path} holds records.csv without a run.json that says what made it; "
+                f"{self.path} holds rows without a run.json that says what made them; "
                 "choose another output= or pass overwrite=true"
             )
-        known = {name: value for name, value in identity.items() if name != "method_code" or name in (stored or {})}
-        fields = differing(stored, known) if stored else []
-        if fields and self._nothing_computed():
-            self._clear()
         elif fields:
             raise CamexpError(
                 f"{self.path} holds another run; it differs in\n  " + "\n  ".join(fields) + "\n"

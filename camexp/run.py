@@ -1,6 +1,6 @@
 """One run: `python -m camexp.run dataset=minivoc model=resnet50 method=igcam`.
 
-Exit status: 0 done, 1 done with listed failures, 2 a mistake that the message explains, 130 interrupted.
+Exit status: 0 done, 1 done with listed failures, 2 ended by a mistake or another error, 130 interrupted.
 """
 
 import sys

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from camexp import config, trials
 from camexp.checks import check_numbers
 from camexp.datasets.base import Dataset, Failure
-from camexp.errors import CamexpError
 from camexp.explain import Explainer, clock
 from camexp.files import write_atomically
 from camexp.identity import identify
@@ -27,6 +26,9 @@ from camexp.models.classifier import Classifier
 from camexp.models.preprocess import Fed, Preprocess
 from camexp.provenance import environment, machine
 from camexp.records import Key, Row, RunFolder, key_of, timing
+
+NOT_FINITE = "the method's map is not finite"
+NOT_MEASURED = "the network's confidence in the image, or in what the metrics make of it, is not finite"
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,14 @@ def execute(cfg: DictConfig) -> Outcome:
     if cfg.keep_freed_memory:
         keep_freed_memory()
     check_numbers(cfg)
+    preprocess = config.make_preprocess(cfg)
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)
     classifier, weights = config.make_classifier(cfg, len(dataset.classes))
     identity = identify(cfg, dataset, weights)
     folder = RunFolder(Path(cfg.output), list(metrics), identity, cfg.overwrite)
     try:
-        return _Run(cfg, dataset, classifier, method, metrics, identity, folder).execute()
+        return _Run(cfg, dataset, preprocess, classifier, method, metrics, identity, folder).execute()
     finally:
         folder.close()
 
@@ -74,12 +77,12 @@ class _Run:
 
     cfg: DictConfig
     dataset: Dataset
+    preprocess: Preprocess
     classifier: Classifier
     method: Method
     metrics: dict[str, Metric]
     identity: dict[str, Any]
     folder: RunFolder
-    preprocess: Preprocess = field(init=False)
     explainer: Explainer = field(init=False)
     saver: MapSaver = field(init=False)
     here: dict[str, Any] = field(init=False)
@@ -91,14 +94,12 @@ class _Run:
 
     def execute(self) -> Outcome:
         size = self.cfg.batch_size
-        if size < 1:
-            raise CamexpError(f"batch_size must be at least 1, not {size}")
         batches = [range(i, min(i + size, len(self.dataset))) for i in range(0, len(self.dataset), size)]
         keys = [[key for index in batch for key in self._keys(index)] for batch in batches]
-        todo = self.folder.prepare(keys, self.dataset.failures, self.cfg.retry)
-        if self.cfg.runtime.only:
+        only_times = self.cfg.runtime.only
+        todo = self.folder.prepare(keys, self.dataset.failures, self.cfg.retry and not only_times)
+        if only_times:
             todo = []
-        self.preprocess = config.make_preprocess(self.cfg)
         self.explainer = Explainer(self.classifier, self.method, self.cfg.share_classes)
         self.saver = MapSaver(self.folder.path, self.dataset, self.preprocess, self.cfg.save_maps, self.folder.rows)
         info = self.folder.read_info()
@@ -116,7 +117,7 @@ class _Run:
             self._explain_batches([batches[n] for n in todo], todo, sum(len(keys[n]) for n in todo))
             self.folder.finish()
             self._run_trials(missing)
-            self._write_info(complete=complete or not self.cfg.runtime.only)
+            self._write_info(complete=complete or not only_times)
         maps = self._save_missing_maps()
         computed = sum(len(keys[n]) for n in todo)
         taken = missing - self._missing_trials()  # what cannot be read is not timed
@@ -156,13 +157,14 @@ class _Run:
         rows: dict[Key, Row] = {}
         explain_s = metrics_s = 0.0
         for found in self.explainer.explain(fed):
-            failures += [
-                Failure(image_id, target, "the method's map is not finite")
-                for (_, image_id, target), ok in zip(found.pairs, found.finite.tolist(), strict=True)
-                if not ok
-            ]
             started = clock(self.classifier.device)
-            rows |= measure(found, self.classifier, self.metrics, self.dataset.classes)
+            measured = measure(found, self.classifier, self.metrics, self.dataset.classes)
+            failures += [
+                Failure(image_id, target, NOT_MEASURED if finite else NOT_FINITE)
+                for (_, image_id, target), finite in zip(found.pairs, found.finite.tolist(), strict=True)
+                if (image_id, str(target)) not in measured
+            ]
+            rows |= measured
             explain_s += found.seconds
             metrics_s += clock(self.classifier.device) - started
             self.saver.save(found.images, found.pairs, found.maps, found.finite)

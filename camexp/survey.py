@@ -20,7 +20,7 @@ from camexp.models.classifier import Classifier
 from camexp.models.preprocess import feed
 from camexp.pairs import Pairs
 from camexp.plan import PlannedRun
-from camexp.records import read_info
+from camexp.records import keys_in
 
 BYTES_PER_ROW = 150
 
@@ -78,7 +78,7 @@ class Surveyor:
                 return Prospect(run, "\n".join(missing))
             dataset = self._dataset(cfg)
             pairs = sum(map(len, dataset.targets)) if run.rows else 0
-            left = pairs - min(pairs, read_info(Path(cfg.output)).get("rows", 0))
+            left = _left(dataset, Path(cfg.output)) if run.rows else 0
             seconds, at_least = self._estimate(cfg, dataset, left or int(not run.rows))
         except CamexpError as error:
             return Prospect(run, str(error))
@@ -111,6 +111,13 @@ class Surveyor:
             print(f"{cfg.method.name}: no estimate: {type(error).__name__}: {error}", file=sys.stderr)
             return None, False
         return per_pair * pairs, at_least
+
+
+def _left(dataset: Dataset, folder: Path) -> int:
+    """Pairs of a data set of which a run's folder has neither a row nor a failure."""
+    done = keys_in(folder)
+    pairs = zip(dataset.image_ids, dataset.targets, strict=True)
+    return sum((image_id, str(target.class_id)) not in done for image_id, targets in pairs for target in targets)
 
 
 def _problem(part: Callable[[DictConfig], object], cfg: DictConfig) -> str:

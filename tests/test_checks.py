@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from camexp.checks import WHOLE, check_numbers, check_types
+from camexp.checks import SMALLEST, check_numbers, check_types
 from camexp.errors import CamexpError
 
 
@@ -70,9 +70,9 @@ def test_what_is_no_dataclass_is_let_through() -> None:
     check_types(len, {"count": "many"}, "method")
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_options_of_a_run_are_whole_numbers(name: str) -> None:
-    options = {"limit": None, "seed": 0, "batch_size": 8, "forward_batch": "auto"}
+    options = {"limit": None, "seed": 0, "batch_size": 8, "forward_batch": "auto", "workers": "auto", "save_maps": 0}
     cfg = OmegaConf.create(options | {"runtime": {"trials": 0, "warmup": 1}})
     check_numbers(cfg)
     for wrong in (1.5, "x", True):
@@ -81,3 +81,10 @@ def test_options_of_a_run_are_whole_numbers(name: str) -> None:
             check_numbers(cfg)
     OmegaConf.update(cfg, name, 3)
     check_numbers(cfg)
+    smallest = SMALLEST[name]
+    if smallest is not None:
+        OmegaConf.update(cfg, name, smallest)
+        check_numbers(cfg)
+        OmegaConf.update(cfg, name, smallest - 1)
+        with pytest.raises(CamexpError, match=rf"^{name} must be at least {smallest}, not {smallest - 1}$"):
+            check_numbers(cfg)

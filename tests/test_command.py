@@ -1,7 +1,5 @@
 """Exit statuses of commands."""
 
-import pytest
-
 from camexp.command import exit_status
 from camexp.errors import CamexpError
 
@@ -29,6 +27,7 @@ def test_interruption_is_told(capsys):
     assert capsys.readouterr().err == "\nwhat has come stays\n"
 
 
-def test_other_errors_are_raised():
-    with pytest.raises(KeyError):
-        exit_status(raising(KeyError("colour")))
+def test_other_errors_end_with_their_traceback(capsys):
+    assert exit_status(raising(KeyError("colour"))) == 2
+    assert "Traceback" in (told := capsys.readouterr().err)
+    assert "KeyError: 'colour'" in told

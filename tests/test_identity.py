@@ -2,11 +2,13 @@
 
 import importlib
 import itertools
+import linecache
+import sys
 from pathlib import Path
 
 import pytest
 
-from camexp.identity import code_hash, pairs_hash
+from camexp.identity import pairs_hash, source_hash
 
 CODE = '''"""A method of one's own."""
 
@@ -34,7 +36,7 @@ def hash_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
         name = f"own_method_{next(NUMBERS)}"  # a module is imported once
         (tmp_path / f"{name}.py").write_text(code)
         importlib.invalidate_caches()
-        return code_hash(f"{name}.Own")
+        return source_hash([f"{name}.Own"])
 
     return hash_of
 
@@ -68,9 +70,49 @@ def test_code_counts(hash_of, old: str, new: str) -> None:  # type: ignore[no-un
     assert hash_of(CODE.replace(old, new)) != hash_of(CODE)
 
 
+def test_hash_is_the_same_for_every_python(hash_of) -> None:  # type: ignore[no-untyped-def]
+    """Versions write f-strings, and fields that are empty, in different ways."""
+    code = """class Own:\n    def __str__(self, *x):\n        return f"{', '.join(x)} {x:{len(x)}}" if x else None\n"""
+    assert hash_of(code) == "23f43eecfafaf578"
+
+
 def test_what_has_no_source_has_no_hash() -> None:
-    assert code_hash("builtins.len") == ""
-    assert code_hash("camexp.methods.gradcam.GradCAM") != ""
+    assert source_hash(["builtins.len"]) == ""
+    assert source_hash(["camexp.methods.gradcam.GradCAM"]) != ""
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "from own.part import SCALE",
+        "from .part import SCALE",
+        "from . import part",
+        "import own.part",
+        "from own import all",
+    ],
+)
+def test_what_is_imported_from_the_same_package_counts(
+    imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "own").mkdir()
+    sources = {"__init__": "", "all": "from own import part\n", "other": "", "part": "SCALE = 1\n"}
+    sources["method"] = f"import json\n{imported}\n\n\nclass Own:\n    pass\n"
+
+    def hash_with(**changed: str) -> str:
+        for name, source in (sources | changed).items():
+            (tmp_path / "own" / f"{name}.py").write_text(source)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+            del sys.modules[name]
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        return source_hash(["own.method.Own"])
+
+    first = hash_with()
+    assert hash_with(part="# a remark\nSCALE = 1\n") == first
+    assert hash_with(other="SCALE = 2\n") == first
+    assert hash_with(part="SCALE = 2\n") != first
 
 
 def test_pairs_and_their_order_count() -> None:

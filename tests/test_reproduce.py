@@ -130,6 +130,19 @@ def test_survey_says_what_is_left_and_how_long_it_takes(tmp_path):
     assert "GB are free" in text
 
 
+def test_survey_counts_what_an_interrupted_run_has_written(tmp_path):
+    options = small(tmp_path, "model.checkpoint=random", "runtime.trials=0")
+    (run,) = plan([experiment("minivoc", Column("random", "random"))], options)
+    assert reproduce.run_one(run)[1] == 0
+    folder = Path(compose_config(list(run.overrides)).output)
+    header, *rows = (folder / "records.csv").read_text().splitlines(keepends=True)
+    (folder / "records.csv").write_text("".join([header, *rows[:-2]]))
+    image_id, class_id = rows[-1].split(",")[:2]
+    (folder / "failures.csv").write_text(f"image_id,class_id,reason\n{image_id},{class_id},unreadable\n")
+    (found,) = Surveyor(budget=0).survey([run])
+    assert (found.left, found.state) == (1, f"{len(rows) - 1} of {len(rows)} pairs")
+
+
 def test_a_method_that_breaks_does_not_end_the_suite(tmp_path, monkeypatch, capsys):
     def breaks(self, classifier, images, pairs):
         raise RuntimeError("a mistake in the method")

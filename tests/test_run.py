@@ -20,11 +20,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from camexp import runner
 from camexp.config import compose_config
 from camexp.datasets.mini import minivoc
 from camexp.errors import CamexpError
 from camexp.methods.uniform import Uniform
 from camexp.models.build import build
+from camexp.models.classifier import Classifier
 from camexp.runner import execute
 
 HEADER = "image_id,class_id,class_name,prob,argmax,difficult,area,degenerate,ebpg,bbox,miou,drop,increase"
@@ -486,6 +488,10 @@ def test_missing_data_say_what_where_and_how(camexp, tmp_path):
         ("forward_batch=0", "forward_batch must be at least 1, not 0"),
         ("protocol.score=tanh", "protocol.score must be one of softmax, sigmoid, logit, not 'tanh'"),
         ("protocol.fill=white", "protocol.fill must be fed_zero or black_pixel, not 'white'"),
+        ("save_maps=-1", "save_maps must be at least 0, not -1"),
+        ("workers=all", "workers must be an integer, not 'all'"),
+        ("protocol.size=0", "protocol.size must be a number of pixels from 1 on, not 0"),
+        ("protocol.size=large", "protocol.size must be a number of pixels from 1 on, not 'large'"),
         ("protocol.resize=stretch", "protocol.resize must be squash or shorter_side, not 'stretch'"),
         ("model.preprocess=none", "unknown model.preprocess 'none'"),
         ("model.layers.cam=layer9", "the network has no layer 'layer9'"),
@@ -515,6 +521,33 @@ def test_a_mistyped_run_does_not_block_its_folder(camexp):
     assert camexp("method=hirescam").status == 0
 
 
+@pytest.mark.parametrize("mistake", ["protocol.resize=stretch", "save_maps=-1", "batch_size=0", "workers=-1"])
+def test_a_mistake_beside_overwrite_deletes_nothing(camexp, mistake):
+    assert camexp("method=uniform", "limit=2").status == 0
+    assert camexp("method=uniform", "limit=2", "overwrite=true", mistake).status == 2
+    assert "already finished" in camexp("method=uniform", "limit=2").out
+
+
+def test_a_run_that_ends_before_it_is_described_does_not_block_its_folder(camexp, monkeypatch):
+    def end(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "environment", end)
+        assert camexp("method=uniform", "limit=2").status == 130
+    assert camexp("method=uniform", "limit=2").status == 0
+
+
+def test_error_in_a_methods_own_code_is_not_taken_for_a_finished_run(tmp_path):
+    (tmp_path / "broken_method.py").write_text(OWN.format("None"))
+    given = options(tmp_path, tmp_path / "run", "method=uniform", "method._target_=broken_method.Own", "limit=2")
+    process = start(given, tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "in __call__" in err  # where it is
+    assert "TypeError" in err
+
+
 OWN = """from dataclasses import dataclass
 
 import torch
@@ -535,7 +568,7 @@ def test_rows_of_another_formula_are_never_mixed(camexp, tmp_path, monkeypatch):
         linecache.clearcache()
         ended = camexp(*given)
         assert ended.status == status, ended.err
-    assert "method_code: " in ended.err
+    assert "method_source: " in ended.err
     assert "overwrite=true" in ended.err
 
 
@@ -614,6 +647,17 @@ def test_corrupt_image_is_listed_and_retried(camexp, data, own_data, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "clean" / name).read_bytes()
 
 
+def test_retry_of_run_times_alone_leaves_rows_and_failures(camexp, own_data, tmp_path):
+    jpeg(own_data, "000004").unlink()
+    assert camexp(data=own_data).status == 1
+    before = contents(tmp_path / "run")
+    camexp("retry=true", "runtime.only=true", "runtime.trials=2", data=own_data)
+    after = contents(tmp_path / "run")
+    for name in ("records.csv", "failures.csv"):
+        assert after[name] == before[name]
+    assert info(tmp_path / "run")["complete"]
+
+
 def test_retry_of_what_is_still_broken_lists_it_again(camexp, own_data, tmp_path):
     jpeg(own_data, "000004").unlink()
     assert camexp(data=own_data).status == 1
@@ -689,6 +733,25 @@ def test_map_that_is_not_finite_is_a_failure(camexp, tmp_path, monkeypatch):
     monkeypatch.setattr(Uniform, "__call__", original)
     assert camexp("method=uniform", "retry=true").status == 0
     assert (tmp_path / "run" / "records.csv").read_bytes() == (tmp_path / "clean" / "records.csv").read_bytes()
+
+
+def test_confidence_that_is_not_finite_is_a_failure(camexp, tmp_path, monkeypatch):
+    scores = Classifier.scores
+
+    def of_one_image_none(self, images):
+        found = scores(self, images)
+        found[0] = torch.nan
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "scores", of_one_image_none)
+        assert camexp("method=uniform", "limit=2", "batch_size=2").status == 1
+    listed = failures(tmp_path / "run")
+    assert listed.reason.str.contains("confidence").all()
+    assert 0 < len(listed) < 3
+    assert len(table(tmp_path / "run")) == 3 - len(listed)
+    assert camexp("method=uniform", "limit=2", "batch_size=2", "retry=true").status == 0
+    assert len(table(tmp_path / "run")) == 3
 
 
 def test_full_disk_exits_with_2_and_resumes(camexp, tmp_path, monkeypatch):
