@@ -136,9 +136,9 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
             y = x + change
             (before, first), (after, second), (slack, _) = pool(x), pool(y), pool(slack)
             before, first = before.expand_as(after), first.expand_as(second)
-            rises = (after > before) & (at(y, first) < after - slack)
-            stays = (after <= before) & (at(x, second) >= before - slack)
-            winner = torch.where(rises | stays, second, first)
+            both = at(y, first) >= after - slack  # rounding decides nothing among units that are all off
+            other = (after > before) | (at(x, second) >= before - slack)
+            winner = torch.where(other & ~both, second, first)
         moved = at(change, winner)  # (P, K, h, w)
         with torch.no_grad():
             m = multiplier(after - before, moved, slack, moved.new_ones(()))
