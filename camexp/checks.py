@@ -51,8 +51,16 @@ SMALLEST = {
 """Options of a run that are whole numbers, with the smallest that is allowed."""
 
 
-def check_numbers(cfg: DictConfig) -> None:
-    """Raise CamexpError where a run's option is not the whole number that it must be."""
+SWITCHES = (
+    *("overwrite", "retry", "runtime.only", "compile"),
+    *("fold_batch_norms", "channels_last", "packed_weights", "fused_activations", "onednn_linear"),
+    *("inference_mode", "tail_backward", "share_classes", "keep_freed_memory"),
+)
+"""Options of a run that are true or false."""
+
+
+def check_options(cfg: DictConfig) -> None:
+    """Raise CamexpError where a run's option is not the whole number, the switch or the name that it must be."""
     allowed = {"limit": (None,), "forward_batch": ("auto",), "workers": ("auto",)}
     for name, smallest in SMALLEST.items():
         value = OmegaConf.select(cfg, name)
@@ -62,3 +70,15 @@ def check_numbers(cfg: DictConfig) -> None:
             raise CamexpError(f"{name} must be an integer, not {value!r}")
         if smallest is not None and value < smallest:
             raise CamexpError(f"{name} must be at least {smallest}, not {value}")
+    for name in SWITCHES:
+        value = OmegaConf.select(cfg, name)
+        if type(value) is not bool:
+            raise CamexpError(f"{name} must be true or false, not {value!r}")
+    width = cfg.model.width
+    if type(width) not in (int, float) or width <= 0:
+        raise CamexpError(f"model.width must be a positive number, not {width!r}")
+    for group in ("dataset", "model", "method"):
+        if not cfg[group].get("name"):
+            raise CamexpError(f"the config of {group} lacks name: what its folder and its row are called")
+    if not cfg.output:
+        raise CamexpError("output must name a folder")

@@ -13,6 +13,14 @@ MISTAKES = (CamexpError, HydraException, OmegaConfBaseException)
 """Errors whose message is for the user, those of a config's options among them."""
 
 
+def run_hydra(entry: Callable[[], None]) -> None:
+    """Run a Hydra entry. What Hydra itself finds wrong with an option ends with 2: its own 1 has another meaning."""
+    try:
+        entry()
+    except SystemExit as end:
+        sys.exit(2 if isinstance(end.__context__, MISTAKES) else end.code)
+
+
 def exit_status(
     command: Callable[[], int], interrupted: str = "interrupted", mistakes: tuple[type[Exception], ...] = (CamexpError,)
 ) -> int:

@@ -41,8 +41,10 @@ def _make(node: DictConfig, where: str) -> Any:
     plain.pop("name", None)
     if os.getcwd() not in sys.path:  # where a user's own module is, whichever script was started
         sys.path.append(os.getcwd())
+    if not plain.get("_target_"):
+        raise CamexpError(f"the config of {where} lacks _target_: the dotted name of its class")
     try:
-        kind = get_object(str(plain.get("_target_")))
+        kind = get_object(str(plain["_target_"]))
     except Exception as error:  # importing runs the user's code
         raise CamexpError(f"{where}: cannot import {plain.get('_target_')}: {error.__cause__ or error}") from error
     check_types(kind, plain, where)
@@ -53,6 +55,8 @@ def _make(node: DictConfig, where: str) -> Any:
         inner = error.__cause__ or error
         if isinstance(inner, CamexpError):
             raise inner from None
+        if isinstance(inner, OSError):
+            raise CamexpError(f"{where}: {inner}") from error
         if isinstance(inner, TypeError):
             raise CamexpError(f"{node.get('_target_')}: {inner}") from error
         raise

@@ -1,10 +1,10 @@
-"""Files that are replaced as a whole or not at all, YAML, free space, and what a full disk is called."""
+"""Files that are replaced as a whole or not at all, YAML, free space, and why nothing can be written."""
 
 import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,13 @@ def free_bytes(path: Path) -> int:
 
 
 @contextmanager
-def saying_when_full(path: Path) -> Iterator[None]:
-    """Turn the system's error for a full disk into one that says what is safe."""
+def saying_why(path: Path) -> Iterator[None]:
+    """Turn the system's errors for a full disk, and for what may not be written, into ones that say what to do."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise CamexpError(f"cannot write {path}: {error.strerror}; allow it, or choose another folder") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise CamexpError(
@@ -53,16 +55,17 @@ def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
 
     Raises
     ------
-    CamexpError: when the disk is full; the old content stays.
+    CamexpError: when the disk is full or the file may not be written; the old content stays.
     """
     temporary = path.with_name(path.name + ".part")
     try:
-        with saying_when_full(path):
+        with saying_why(path):
             with temporary.open("wb") as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise

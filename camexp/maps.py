@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from camexp.datasets.base import Dataset
-from camexp.files import saying_when_full, write_atomically
+from camexp.files import saying_why, write_atomically
 from camexp.methods.base import scale_to_unit
 from camexp.models.preprocess import Preprocess
 from camexp.pairs import Pairs
@@ -229,7 +229,7 @@ class MapSaver:
             "minimum": number(values.min().item()),
             "maximum": number(values.max().item()),
         }
-        with saying_when_full(self.folder):
+        with saying_why(self.folder):
             self.folder.mkdir(exist_ok=True)
         grey = (scale_to_unit(values) * 255).round().byte().cpu().numpy()
         write_image(self.folder / row["image"], Image.fromarray(fed_pixels(image, self.preprocess)))
@@ -239,7 +239,7 @@ class MapSaver:
 
     def _append(self, rows: list[Row]) -> None:
         path = self.folder / "index.csv"
-        with saying_when_full(path), path.open("a", encoding="utf-8", newline="") as file:
+        with saying_why(path), path.open("a", encoding="utf-8", newline="") as file:
             file.write(to_csv(rows, INDEX_COLUMNS, header=file.tell() == 0))
             file.flush()
             os.fsync(file.fileno())

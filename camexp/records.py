@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from camexp.datasets.base import Failure
 from camexp.errors import CamexpError
-from camexp.files import saying_when_full, write_atomically
+from camexp.files import saying_why, write_atomically
 
 PAIR_COLUMNS = ("image_id", "class_id", "class_name", "prob", "argmax", "difficult", "area", "degenerate")
 """The columns before the metrics'; README.md says what each means."""
@@ -69,7 +69,9 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[Row]:
         raise CamexpError(f"{path} has the columns {lines[0]}, expected {list(columns)}; overwrite=true starts anew")
     for position, line in enumerate(lines[1:], 2):
         if len(line) != len(columns):
-            raise CamexpError(f"{path}, line {position}: {len(line)} fields, expected {len(columns)}")
+            raise CamexpError(
+                f"{path}, line {position}: {len(line)} fields, expected {len(columns)}; overwrite=true starts anew"
+            )
     return [dict(zip(columns, line, strict=True)) for line in lines[1:]]
 
 
@@ -150,8 +152,9 @@ class RunFolder:
             raise
 
     def _clear(self) -> None:
-        for name in FILES:
-            (self.path / name).unlink(missing_ok=True)
+        with saying_why(self.path):
+            for name in FILES:
+                (self.path / name).unlink(missing_ok=True)
 
     def _nothing_computed(self) -> bool:
         """Whether no batch was finished and no time taken, as when a run ends before its first batch."""
@@ -254,7 +257,7 @@ class RunFolder:
         if not rows:
             return
         path = self.path / name
-        with saying_when_full(path), path.open("a", encoding="utf-8", newline="") as file:
+        with saying_why(path), path.open("a", encoding="utf-8", newline="") as file:
             file.write(to_csv(rows, columns))
             file.flush()
             os.fsync(file.fileno())

@@ -8,7 +8,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from camexp.command import MISTAKES, exit_status
+from camexp.checks import check_options
+from camexp.command import MISTAKES, exit_status, run_hydra
 from camexp.places import CONFIGS
 from camexp.runner import execute
 
@@ -33,7 +34,10 @@ def report(cfg: DictConfig) -> int:
         state = f"already finished{'; '.join(['', *more]) or ', nothing to do'}"
     print(f"{outcome.path}: {state}; {outcome.rows} rows", end="")
     if outcome.failures:
-        print(f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again")
+        print(
+            f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again, "
+            "after annotations were mended overwrite=true"
+        )
         return 1
     print()
     return 0
@@ -41,17 +45,17 @@ def report(cfg: DictConfig) -> int:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def _run(cfg: DictConfig) -> None:
-    told = f"interrupted: finished batches are in {cfg.output}; the same command goes on"
-    sys.exit(exit_status(lambda: report(cfg), told, MISTAKES))
+    def command() -> int:
+        check_options(cfg)
+        told = f"interrupted: finished batches are in {cfg.output}; the same command goes on"
+        return exit_status(lambda: report(cfg), told, MISTAKES)
+
+    sys.exit(exit_status(command, mistakes=MISTAKES))
 
 
 def main() -> None:
     """Compose the config from the command line and run it."""
-    try:
-        _run()
-    except SystemExit as end:
-        # Hydra itself says what is wrong with an option and ends with 1, which here stands for listed failures
-        sys.exit(2 if isinstance(end.__context__, MISTAKES) else end.code)
+    run_hydra(_run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from camexp import config, trials
-from camexp.checks import check_numbers
+from camexp.checks import check_options
 from camexp.datasets.base import Dataset, Failure
 from camexp.explain import Explainer, clock
 from camexp.files import write_atomically
@@ -58,7 +58,7 @@ def execute(cfg: DictConfig) -> Outcome:
     """
     if cfg.keep_freed_memory:
         keep_freed_memory()
-    check_numbers(cfg)
+    check_options(cfg)
     preprocess = config.make_preprocess(cfg)
     dataset = config.make_dataset(cfg)
     method, metrics = config.make_method(cfg), config.make_metrics(cfg)

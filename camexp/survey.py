@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from camexp import config
-from camexp.checks import check_numbers
+from camexp.checks import check_options
 from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
@@ -72,7 +72,7 @@ class Surveyor:
     def _prospect(self, run: PlannedRun) -> Prospect:
         try:
             cfg = compose_config(list(run.overrides))
-            check_numbers(cfg)
+            check_options(cfg)
             missing = [problem for part in (self._dataset, config.checkpoint_path) if (problem := _problem(part, cfg))]
             if missing:
                 return Prospect(run, "\n".join(missing))

@@ -5,7 +5,6 @@ python scripts/methods_table.py [--check]
 
 import argparse
 import importlib
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -29,9 +28,11 @@ def row(name: str) -> str:
     values = read_yaml(CONFIGS / "method" / f"{name}.yaml")
     module_name, class_name = values["_target_"].rsplit(".", 1)
     module = importlib.import_module(module_name)
-    source = inspect.getdoc(module).split("\n\n")[0].replace("\n", " ").rstrip(".")
-    text = " ".join(inspect.getdoc(getattr(module, class_name)).split())
+    source = " ".join((module.__doc__ or "").split("\n\n")[0].split()).rstrip(".")
+    text = " ".join((getattr(module, class_name).__doc__ or "").split())
     found = re.search(r"Cost: (.*?)(?= Parameters -{3,}| Raises -{3,}|$)", text)
+    if not source:
+        raise SystemExit(f"{module_name} has no docstring that names the method's paper")
     if found is None:
         raise SystemExit(f"{module_name}: the docstring of {class_name} does not say `Cost: ...`")
     parameters = ", ".join(f"`{k}={_shown(v)}`" for k, v in values.items() if k not in ("name", "_target_", "seed"))

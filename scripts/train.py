@@ -6,7 +6,7 @@ Options are those of configs/train.yaml, and recipe.<key>= of configs/recipe/<da
 them. Beside the weights lie a .json (command, quality, counts, versions, SHA-256, settings) and a .csv (the epochs).
 The same command goes on after an interruption, to the same weights, and says so when there is nothing left to do.
 
-Exit status: 0 done, 2 a mistake that the message explains, 130 interrupted.
+Exit status: 0 done, 2 ended by a mistake or another error, 130 interrupted.
 """
 
 import os
@@ -17,7 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats it
 import hydra
 from omegaconf import DictConfig
 
-from camexp.command import exit_status
+from camexp.command import MISTAKES, exit_status, run_hydra
 from camexp.training.run import train
 
 
@@ -27,8 +27,8 @@ def _main(cfg: DictConfig) -> None:
         print(train(cfg))
         return 0
 
-    sys.exit(exit_status(report, "interrupted: the same command goes on from the last saved state"))
+    sys.exit(exit_status(report, "interrupted: the same command goes on from the last saved state", MISTAKES))
 
 
 if __name__ == "__main__":
-    _main()
+    run_hydra(_main)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from camexp.checks import SMALLEST, check_numbers, check_types
+from camexp.checks import SMALLEST, SWITCHES, check_options, check_types
+from camexp.config import compose_config
 from camexp.errors import CamexpError
 
 
@@ -72,19 +73,31 @@ def test_what_is_no_dataclass_is_let_through() -> None:
 
 @pytest.mark.parametrize("name", SMALLEST)
 def test_options_of_a_run_are_whole_numbers(name: str) -> None:
-    options = {"limit": None, "seed": 0, "batch_size": 8, "forward_batch": "auto", "workers": "auto", "save_maps": 0}
-    cfg = OmegaConf.create(options | {"runtime": {"trials": 0, "warmup": 1}})
-    check_numbers(cfg)
+    cfg = compose_config([])
+    check_options(cfg)
     for wrong in (1.5, "x", True):
         OmegaConf.update(cfg, name, wrong)
         with pytest.raises(CamexpError, match=rf"^{name} must be an integer, not {wrong!r}$"):
-            check_numbers(cfg)
+            check_options(cfg)
     OmegaConf.update(cfg, name, 3)
-    check_numbers(cfg)
+    check_options(cfg)
     smallest = SMALLEST[name]
     if smallest is not None:
         OmegaConf.update(cfg, name, smallest)
-        check_numbers(cfg)
+        check_options(cfg)
         OmegaConf.update(cfg, name, smallest - 1)
         with pytest.raises(CamexpError, match=rf"^{name} must be at least {smallest}, not {smallest - 1}$"):
-            check_numbers(cfg)
+            check_options(cfg)
+
+
+def test_every_switch_of_the_config_is_checked() -> None:
+    cfg = compose_config([])
+    found = [name for name in cfg if type(cfg[name]) is bool] + [
+        f"runtime.{n}" for n, v in cfg.runtime.items() if type(v) is bool
+    ]
+    assert sorted(SWITCHES) == sorted(found)
+    for name in SWITCHES:
+        cfg = compose_config([])
+        OmegaConf.update(cfg, name, "no")
+        with pytest.raises(CamexpError, match=rf"^{name} must be true or false, not 'no'$"):
+            check_options(cfg)

@@ -30,7 +30,7 @@ SETS = {"minivoc": mini.minivoc, "minicoco": mini.minicoco, "ministeel": mini.mi
 def made(tmp_path_factory) -> SimpleNamespace:
     """Each embedded set, made once; `folders` holds where."""
     root = tmp_path_factory.mktemp("mini")
-    splits = {"minivoc": "test", "minicoco": "val2014", "ministeel": "test"}
+    splits = {"minivoc": f"test-{IMAGES}", "minicoco": f"val2014-{IMAGES}", "ministeel": f"test-{IMAGES}"}
     sets = {name: SETS[name](str(root / name), images=IMAGES) for name in SETS}
     return SimpleNamespace(**sets, folders={name: root / name / split for name, split in splits.items()})
 
@@ -87,7 +87,8 @@ def test_same_seed_makes_the_same_bytes(made, tmp_path, name):
 @pytest.mark.parametrize("name", SETS)
 def test_another_seed_makes_other_scenes_and_annotations(made, tmp_path, name):
     SETS[name](str(tmp_path), images=4, seed=1)
-    ours, theirs = files_of(tmp_path / made.folders[name].name), files_of(made.folders[name])
+    (folder,) = tmp_path.glob("*-4-seed1")
+    ours, theirs = files_of(folder), files_of(made.folders[name])
     per_scene = [path for path in ours if path.endswith((".jpg", ".xml", ".json", ".csv")) and path in theirs]
     assert per_scene
     assert all(ours[path] != theirs[path] for path in per_scene)
@@ -95,7 +96,7 @@ def test_another_seed_makes_other_scenes_and_annotations(made, tmp_path, name):
 
 def test_scenes_do_not_depend_on_how_many_are_made(made, tmp_path):
     few = mini.minivoc(str(tmp_path), images=2)
-    ours, theirs = files_of(tmp_path / "test"), files_of(made.folders["minivoc"])
+    ours, theirs = files_of(tmp_path / "test-2"), files_of(made.folders["minivoc"])
     assert few.image_ids == made.minivoc.image_ids[:2]
     assert [p for p in ours if ours[p] != theirs[p]] == ["VOC2007/ImageSets/Main/test.txt", "recipe.json"]
 
@@ -103,7 +104,7 @@ def test_scenes_do_not_depend_on_how_many_are_made(made, tmp_path):
 def test_splits_share_no_scene(made, tmp_path):
     train = mini.minivoc(str(tmp_path), split="train", images=2)
     assert not set(train.image_ids) & set(made.minivoc.image_ids)
-    ours = {content for path, content in files_of(tmp_path / "train").items() if path.endswith(".jpg")}
+    ours = {content for path, content in files_of(tmp_path / "train-2").items() if path.endswith(".jpg")}
     theirs = {content for path, content in files_of(made.folders["minivoc"]).items() if path.endswith(".jpg")}
     assert len(ours) == 2
     assert not ours & theirs
@@ -205,7 +206,7 @@ def test_things_are_polygons_of_the_unit_square_that_differ():
 
 def test_coco_file_holds_polygons_run_lengths_and_crowds(tmp_path):
     dataset = mini.minicoco(str(tmp_path), images=20, seed=0)
-    folder = tmp_path / "val2014"
+    folder = tmp_path / "val2014-20"
     document = json.loads((folder / "annotations" / "instances_val2014.json").read_text())
     segmentations = [a["segmentation"] for a in document["annotations"]]
     assert any(isinstance(s, list) for s in segmentations)
@@ -272,14 +273,26 @@ def test_made_once(made, monkeypatch):
 
 
 def test_changed_recipe_is_made_anew(tmp_path, monkeypatch):
-    assert len(mini.minivoc(str(tmp_path), images=2)) == 2
-    (tmp_path / "test" / "stale").touch()
-    assert len(mini.minivoc(str(tmp_path), images=1)) == 1
-    assert not (tmp_path / "test" / "stale").exists()
-    (tmp_path / "test" / "stale").touch()
+    mini.minivoc(str(tmp_path), images=1)
+    (tmp_path / "test-1" / "stale").touch()
     monkeypatch.setattr(mini, "RECIPE", mini.RECIPE + 1)
     mini.minivoc(str(tmp_path), images=1)
-    assert not (tmp_path / "test" / "stale").exists()
+    assert not (tmp_path / "test-1" / "stale").exists()
+
+
+def test_other_scenes_leave_those_that_a_run_may_be_reading(tmp_path):
+    one = mini.minivoc(str(tmp_path), images=2)
+    before = files_of(tmp_path / "test-2")
+    assert len(mini.minivoc(str(tmp_path), images=1)) == 1
+    mini.minivoc(str(tmp_path), images=2, seed=1)
+    assert files_of(tmp_path / "test-2") == before
+    assert one.read_image(1).size
+
+
+def test_no_images_are_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(CamexpError, match=r"dataset\.images of minicoco must be at least 1, not 0"):
+        mini.minicoco(str(tmp_path / "data"), images=0)
+    assert not (tmp_path / "data").exists()
 
 
 def fail_half_way(folder: Path, *arguments: object) -> None:
@@ -292,7 +305,7 @@ def test_interrupted_making_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "write_voc", fail_half_way)
     with pytest.raises(KeyboardInterrupt):
         mini.minivoc(str(tmp_path / "root"), images=2)
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [".test.lock"]
+    assert [path.name for path in (tmp_path / "root").iterdir()] == [".test-2.lock"]
     monkeypatch.undo()
     assert len(mini.minivoc(str(tmp_path / "root"), images=1)) == 1
 
@@ -301,14 +314,15 @@ def test_interrupted_remaking_leaves_what_was_there(tmp_path, monkeypatch):
     mini.minivoc(str(tmp_path), images=1)
     before = files_of(tmp_path)
     monkeypatch.setattr(mini, "write_voc", fail_half_way)
+    monkeypatch.setattr(mini, "RECIPE", mini.RECIPE + 1)
     with pytest.raises(KeyboardInterrupt):
-        mini.minivoc(str(tmp_path), images=2)
+        mini.minivoc(str(tmp_path), images=1)
     assert files_of(tmp_path) == before
 
 
 def test_folder_of_someone_else_is_not_deleted(tmp_path):
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "thesis.tex").write_text("years of work")
+    (tmp_path / "test-1").mkdir()
+    (tmp_path / "test-1" / "thesis.tex").write_text("years of work")
     with pytest.raises(CamexpError, match=r"recipe\.json"):
         mini.minivoc(str(tmp_path), images=1)
-    assert (tmp_path / "test" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "test-1" / "thesis.tex").read_text() == "years of work"

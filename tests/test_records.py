@@ -458,6 +458,25 @@ def test_full_disk_while_a_file_is_replaced_says_so_too(tmp_path, monkeypatch, w
     assert (tmp_path / "records.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_what_may_not_be_written_is_named(tmp_path, monkeypatch, code):
+    def refuse(*arguments: object, **more: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    before = finished(tmp_path)
+    folder = open_folder(tmp_path)
+    folder.prepare(BATCHES, [])
+    monkeypatch.setattr(records.os, "fsync", refuse)
+    for work in (lambda: folder.write_info({}), lambda: folder.append_timing(timing(0))):
+        with pytest.raises(CamexpError, match=rf"cannot write {tmp_path}/\w+\.\w+: {os.strerror(code)}; allow it, or"):
+            work()
+    folder.close()
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CamexpError, match=f"cannot write {tmp_path}: "):
+        open_folder(tmp_path, overwrite=True)
+    assert (tmp_path / "records.csv").read_bytes() == before
+
+
 def test_other_errors_of_the_disk_are_not_called_full(tmp_path, monkeypatch):
     def refuse(*arguments: object) -> None:
         raise OSError(errno.EIO, "Input/output error")

@@ -354,6 +354,15 @@ def test_details_are_printed_and_written(tmp_path, capsys):
     assert ranked.to_dict() == {"Integrated Grad-CAM": 1.0, "Grad-CAM": 2.0}
 
 
+def test_details_leave_out_a_run_of_which_only_the_time_was_taken(tmp_path, capsys):
+    write_run(tmp_path, "minivoc", "gradcam", [("1", 0, 0.5), ("2", 1, 0.6)])
+    write_run(tmp_path, "minivoc", "igcam", [])
+    experiment = replace(load_experiment("mini_igcam_voc2007"), models=("resnet50",))
+    print_report(tmp_path, [experiment], with_details=True)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "| +" in line and "Grad-CAM" in line][:1]
+    assert line.startswith("| Grad-CAM ")
+
+
 # ------------------------------------------------------------------------------------------------- bad input
 
 

@@ -209,7 +209,7 @@ def test_area_is_that_of_the_boxes(camexp, data, tmp_path):
     rows = table(tmp_path / "run")
     single = 0
     for image_id, group in rows.groupby("image_id"):
-        root = ElementTree.parse(data / "minivoc" / "test" / "VOC2007" / "Annotations" / f"{image_id}.xml").getroot()
+        root = ElementTree.parse(data / "minivoc" / "test-6" / "VOC2007" / "Annotations" / f"{image_id}.xml").getroot()
         width, height = (int(root.findtext(f"size/{side}") or "") for side in ("width", "height"))
         for row in group.itertuples():
             boxes = [o for o in root.iter("object") if o.findtext("name") == row.class_name]
@@ -488,6 +488,13 @@ def test_missing_data_say_what_where_and_how(camexp, tmp_path):
         ("forward_batch=0", "forward_batch must be at least 1, not 0"),
         ("protocol.score=tanh", "protocol.score must be one of softmax, sigmoid, logit, not 'tanh'"),
         ("protocol.fill=white", "protocol.fill must be fed_zero or black_pixel, not 'white'"),
+        ("overwrite=no", "overwrite must be true or false, not 'no'"),
+        ("runtime.only=off", "runtime.only must be true or false, not 'off'"),
+        ("share_classes=0", "share_classes must be true or false, not 0"),
+        ("output=", "output must name a folder"),
+        ("model.width=abc", "model.width must be a positive number, not 'abc'"),
+        ("~method._target_", "the config of method lacks _target_"),
+        ("~method.name", "the config of method lacks name"),
         ("save_maps=-1", "save_maps must be at least 0, not -1"),
         ("workers=all", "workers must be an integer, not 'all'"),
         ("protocol.size=0", "protocol.size must be a number of pixels from 1 on, not 0"),
@@ -506,6 +513,16 @@ def test_bad_value_is_named(camexp, override, message):
     assert message in ended.err
 
 
+def test_an_option_of_the_training_that_there_is_not_is_a_mistake(tmp_path):
+    script = Path(__file__).parents[1] / "scripts" / "train.py"
+    process = subprocess.Popen(
+        [sys.executable, script, "model=resnet5"], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "resnet50" in err
+
+
 @pytest.mark.parametrize("option", ["method=nosuch", "model=resnet5", "method.layr=x", "metrics.ebgp.scaling=clip"])
 def test_an_option_that_there_is_not_is_a_mistake(tmp_path, option):
     """In a process of its own, because Hydra ends that."""
@@ -521,7 +538,9 @@ def test_a_mistyped_run_does_not_block_its_folder(camexp):
     assert camexp("method=hirescam").status == 0
 
 
-@pytest.mark.parametrize("mistake", ["protocol.resize=stretch", "save_maps=-1", "batch_size=0", "workers=-1"])
+@pytest.mark.parametrize(
+    "mistake", ["protocol.resize=stretch", "save_maps=-1", "batch_size=0", "workers=-1", "retry=yes"]
+)
 def test_a_mistake_beside_overwrite_deletes_nothing(camexp, mistake):
     assert camexp("method=uniform", "limit=2").status == 0
     assert camexp("method=uniform", "limit=2", "overwrite=true", mistake).status == 2
@@ -609,11 +628,11 @@ def test_checkpoint_is_known_by_its_content_not_its_name(camexp, tmp_path):
 
 
 def jpeg(data: Path, image_id: str) -> Path:
-    return data / "minivoc" / "test" / "VOC2007" / "JPEGImages" / f"{image_id}.jpg"
+    return data / "minivoc" / "test-6" / "VOC2007" / "JPEGImages" / f"{image_id}.jpg"
 
 
 def xml(data: Path, image_id: str) -> Path:
-    return data / "minivoc" / "test" / "VOC2007" / "Annotations" / f"{image_id}.xml"
+    return data / "minivoc" / "test-6" / "VOC2007" / "Annotations" / f"{image_id}.xml"
 
 
 def test_corrupt_image_is_listed_and_retried(camexp, data, own_data, tmp_path):

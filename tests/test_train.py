@@ -553,7 +553,7 @@ def test_weights_of_other_settings_are_not_overwritten(data: Path, tmp_path: Pat
     train(config(*options(data, path, "seed=1", "overwrite=true")))
     assert path.read_bytes() != old
     path.with_suffix(".json").unlink()
-    with pytest.raises(CamexpError, match="made by something else"):
+    with pytest.raises(CamexpError, match="not made by this version"):
         train(config(*options(data, path)))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -32,19 +33,22 @@ def resolve(checkpoint: str | None, model: str, dataset: str, hint: str = "") ->
         raise CamexpError(
             f"no checkpoint for model={model} on dataset={dataset}.\n"
             "Pass model.checkpoint=FILE (a state dict as .safetensors or .pth), or model.checkpoint=random for "
-            "untrained weights, or use the embedded dataset=minivoc, minicoco or ministeel."
+            f"untrained weights, or one of the embedded networks (DATASET_MODEL): {_embedded()}."
         )
     if checkpoint == "embedded":
         path = EMBEDDED / f"{dataset}_{model}.safetensors"
         if not path.is_file():
-            shipped = ", ".join(sorted(p.stem for p in EMBEDDED.glob("*.safetensors")))
-            raise CamexpError(f"no embedded checkpoint {path.stem}; those that ship are: {shipped}")
+            raise CamexpError(f"no embedded checkpoint {path.stem}; those that ship are: {_embedded()}")
         return path
     path = Path(checkpoint)
     if not path.is_file():
         advice = f"\n{hint}" if hint else ""
         raise CamexpError(f"checkpoint not found: looked for {path.absolute()}{advice}")
     return path
+
+
+def _embedded() -> str:
+    return ", ".join(sorted(path.stem for path in EMBEDDED.glob("*.safetensors")))
 
 
 def sha256(path: Path) -> str:
@@ -65,6 +69,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many types for a corrupt file
+        if isinstance(error, UnpicklingError):  # its text advises to run what is in the file
+            raise CamexpError(
+                f"cannot read the checkpoint {path.absolute()}: it is damaged, or holds more than tensors"
+            ) from None
         reason = (str(error) or type(error).__name__).splitlines()[0]  # an empty file has no text
         raise CamexpError(
             f"cannot read the checkpoint {path.absolute()}: {type(error).__name__}: {reason}\n"

@@ -38,7 +38,8 @@ def comparisons(
             for column in experiment.columns
             if (experiment.dataset, model, column.run_name) in runs
         }
-        agreeing = {label: run for label, run in chosen.items() if label not in conflicts(chosen)}
+        differing = conflicts(chosen)
+        agreeing = {label: run for label, run in chosen.items() if label not in differing and len(run.rows)}
         controls = {column.label for column in experiment.columns if column.control}
         metrics = [metric for metric in experiment.metrics if metric != "runtime"]
         compared = compare_methods({n: pair_values(r) for n, r in agreeing.items()}, metrics, controls, resamples)
@@ -68,7 +69,7 @@ def compare_methods(
         shared = [m for m in metrics if m in values[a] and m in values[b]]
         if shared and not {a, b} <= controls:
             found.append(resampled.compare(a, b, shared))
-    if not found:
+    if not any(map(len, found)):
         return pd.DataFrame({name: pd.Series(dtype=float) for name in COMPARISON_COLUMNS})
     table = pd.concat(found, ignore_index=True)
     table["p_holm"] = table.groupby("metric")["p"].transform(lambda p: holm(p.to_numpy()))

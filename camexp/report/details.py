@@ -51,7 +51,9 @@ def details_of(experiment: Experiment, runs: Mapping[tuple[str, str, str], Run])
         key = {"table": experiment.name, "dataset": experiment.dataset, "model": model}
         parts.append(breakdowns_of(chosen).assign(**key))
         excess += [
-            key | {"column": label} | ebpg_minus_area(run) for label, run in chosen.items() if "ebpg" in run.metrics
+            key | {"column": label} | ebpg_minus_area(run)
+            for label, run in chosen.items()
+            if "ebpg" in run.metrics and len(run.rows)  # of some only the time was taken
         ]
     grouped = pd.concat(parts, ignore_index=True)[["table", "dataset", "model", "column", *BREAKDOWN_COLUMNS]]
     shown = [metric for metric in experiment.metrics if metric != "runtime"]

@@ -123,7 +123,9 @@ def _read_info(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CamexpError(f"{path} is missing: nothing says what made the records beside it") from None
     except (OSError, ValueError) as error:  # no JSON, or no UTF-8
-        raise CamexpError(f"cannot read {path}: {error}; run the same command again to write it anew") from error
+        raise CamexpError(
+            f"cannot read {path}: {error}; the run's command with overwrite=true computes it anew"
+        ) from error
     wrong = [
         name for name, kind in NEEDED.items() if not isinstance(info, dict) or not isinstance(info.get(name), kind)
     ]

@@ -135,7 +135,7 @@ class _Run:
         record = read_record(self.weights)
         if record.get("settings") is None or record.get("sha256") != checkpoint.sha256(self.weights):
             raise CamexpError(
-                f"{self.weights} was made by something else than this script's present form; "
+                f"{self.weights} was not made by this version of the script; "
                 "choose another output= or pass overwrite=true to replace it."
             )
         fields = differing(record["settings"], self.settings)

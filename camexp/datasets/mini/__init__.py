@@ -1,6 +1,7 @@
 """The embedded data sets: procedural scenes in the real formats, read by the real sets' loaders.
 
-They are made when first asked for (a few seconds for a test split), deterministically by seed.
+They are made when first asked for (a few seconds for a test split), deterministically by seed, each number of images
+and seed in a folder of its own: a run may be reading another.
 """
 
 import json
@@ -26,8 +27,8 @@ COCO_THINGS = tuple(THINGS)
 VOC_THINGS = COCO_THINGS[:8]
 
 
-def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
-    """Make `folder` by `write(temporary folder)` unless it was made by the same `recipe`; returns it.
+def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> None:
+    """Make `folder` by `write(temporary folder)` unless it was made by the same `recipe`.
 
     The folder appears complete or not at all: it is written beside its place and then renamed. Of several processes
     that ask for it at once, one makes it and the others wait.
@@ -36,7 +37,7 @@ def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
     with FileLock(folder.parent / f".{folder.name}.lock"):
         stamp = folder / "recipe.json"
         if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
-            return folder
+            return
         if folder.exists() and not stamp.exists():
             raise CamexpError(
                 f"{folder.absolute()} holds no recipe.json, so camexp did not make it; pass dataset.root="
@@ -49,20 +50,27 @@ def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> Path:
             if folder.exists():
                 shutil.rmtree(folder)
             os.replace(made, folder)
-    return folder
+
+
+def _place(root: str, name: str, split: str, images: int, seed: int) -> tuple[Path, dict]:
+    """The folder of the scenes under `root`, and their recipe."""
+    if images < 1:
+        raise CamexpError(f"dataset.images of {name} must be at least 1, not {images}")
+    recipe = {"version": RECIPE, "set": name, "split": split, "images": images, "seed": seed}
+    return Path(root) / (f"{split}-{images}" + (f"-seed{seed}" if seed else "")), recipe
 
 
 def minivoc(root: str, split: str = "test", images: int = 32, seed: int = 0, difficult: str = "skip") -> VOC:
     """Scenes with eight classes as a VOCdevkit folder under `root`; `images` in the split."""
-    recipe = {"version": RECIPE, "set": "minivoc", "split": split, "images": images, "seed": seed}
-    folder = ensure(Path(root) / split, recipe, lambda made: write_voc(made, split, images, VOC_THINGS, seed))
+    folder, recipe = _place(root, "minivoc", split, images, seed)
+    ensure(folder, recipe, lambda made: write_voc(made, split, images, VOC_THINGS, seed))
     return VOC(str(folder), 2007, split, VOC_THINGS, difficult)
 
 
 def minicoco(root: str, split: str = "val2014", images: int = 32, seed: int = 0) -> COCO:
     """Scenes with twelve classes as COCO JSON (polygons, run lengths, crowds) under `root`."""
-    recipe = {"version": RECIPE, "set": "minicoco", "split": split, "images": images, "seed": seed}
-    folder = ensure(Path(root) / split, recipe, lambda made: write_coco(made, split, images, COCO_THINGS, seed))
+    folder, recipe = _place(root, "minicoco", split, images, seed)
+    ensure(folder, recipe, lambda made: write_coco(made, split, images, COCO_THINGS, seed))
     return COCO(str(folder), split)
 
 
@@ -79,9 +87,9 @@ def ministeel(
 
     The last three arguments are those of `Severstal`.
     """
-    recipe = {"version": RECIPE, "set": "ministeel", "split": split, "images": images, "seed": seed}
+    folder, recipe = _place(root, "ministeel", split, images, seed)
     first = 0 if split == "test" else 1_000_000
-    folder = ensure(Path(root) / split, recipe, lambda made: write_steel(made, images, seed, first))
+    ensure(folder, recipe, lambda made: write_steel(made, images, seed, first))
     return Severstal(
         str(folder),
         "all",
