@@ -43,10 +43,13 @@ def _make(node: DictConfig, where: str) -> Any:
         sys.path.append(os.getcwd())
     if not plain.get("_target_"):
         raise CamexpError(f"the config of {where} lacks _target_: the dotted name of its class")
+    target = str(plain["_target_"])
     try:
-        kind = get_object(str(plain["_target_"]))
+        kind = get_object(target)
     except Exception as error:  # importing runs the user's code
-        raise CamexpError(f"{where}: cannot import {plain.get('_target_')}: {error.__cause__ or error}") from error
+        module, _, name = target.rpartition(".")
+        why = f"module {module} has no {name}" if module in sys.modules else error.__cause__ or error
+        raise CamexpError(f"{where}: cannot import {target}: {why}") from error
     check_types(kind, plain, where)
     try:
         return instantiate(plain)

@@ -27,7 +27,7 @@ def saying_why(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise CamexpError(f"cannot write {path}: {error.strerror}; allow it, or choose another folder") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -35,6 +35,17 @@ def saying_why(path: Path) -> Iterator[None]:
             f"the disk is full: cannot write {path}. Everything up to the batch before is safe; "
             "free some space and give the same command again."
         ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises
+    ------
+    CamexpError: where that is not possible.
+    """
+    with saying_why(path.absolute()):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def read_yaml(path: Path) -> Any:

@@ -109,9 +109,14 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 FILES = ("records.csv", "failures.csv", "timing.csv", "run.json")
 
 
-def _known_to(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The new identity without the hashes of sources that the old one was written before."""
-    return {name: value for name, value in new.items() if name in old or not name.endswith("_source")}
+SOURCES = ("method_source", "metrics_source", "method_code")
+"""Fields of an identity that hash code; versions differ in which there are, and in how."""
+
+
+def _refusal(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """In what two identities differ; hashes of code count where both have them."""
+    one_sided = {name for name in SOURCES if (name in old) != (name in new)}
+    return differing(*({n: v for n, v in identity.items() if n not in one_sided} for identity in (old, new)))
 
 
 class RunFolder:
@@ -163,7 +168,7 @@ class RunFolder:
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         stored = self.read_info().get("identity")
-        fields = differing(stored, _known_to(stored, identity)) if stored else []
+        fields = _refusal(stored, identity) if stored else []
         if (fields or not stored) and self._nothing_computed():
             self._clear()
         elif not stored:

@@ -289,6 +289,20 @@ def test_other_scenes_leave_those_that_a_run_may_be_reading(tmp_path):
     assert one.read_image(1).size
 
 
+def test_scenes_that_are_there_need_nothing_to_be_written(tmp_path, monkeypatch):
+    def refuse(*arguments: object, **more: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    mini.minivoc(str(tmp_path), images=1)
+    monkeypatch.setattr(mini, "FileLock", refuse)
+    assert len(mini.minivoc(str(tmp_path), images=1)) == 1
+    with pytest.raises(CamexpError, match=f"cannot write {tmp_path}/test-2: Permission denied; allow it"):
+        mini.minivoc(str(tmp_path), images=2)
+    (tmp_path / "file").touch()
+    with pytest.raises(CamexpError, match=f"cannot write {tmp_path}/file"):
+        mini.minivoc(str(tmp_path / "file"), images=1)
+
+
 def test_no_images_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(CamexpError, match=r"dataset\.images of minicoco must be at least 1, not 0"):
         mini.minicoco(str(tmp_path / "data"), images=0)

@@ -206,6 +206,10 @@ def test_rows_of_other_code_are_refused(tmp_path):
     finished(tmp_path)
     RunFolder(tmp_path, METRICS, IDENTITY | {"method_source": "new"}).close()  # rows of before this field go on
     folder = RunFolder(tmp_path, METRICS, IDENTITY)
+    folder.write_info({"identity": IDENTITY | {"method_code": "hashed otherwise"}})
+    folder.close()
+    RunFolder(tmp_path, METRICS, IDENTITY | {"method_source": "new"}).close()
+    folder = RunFolder(tmp_path, METRICS, IDENTITY)
     folder.write_info({"identity": IDENTITY | {"method_source": "old"}})
     folder.close()
     with pytest.raises(CamexpError, match="method_source: 'old' -> 'new'"):

@@ -30,6 +30,7 @@ EQUAL = 1e-6
 """Changes that differ by less are the same: means of equally many pairs, summed in another order."""
 
 PLAINLY = Path("plain")
+"""Nothing switched on."""
 
 ROUNDINGS = 3
 """How often the weights are rounded otherwise."""
@@ -109,6 +110,7 @@ class Guard:
 
     @cached_property
     def plain(self) -> Walk:
+        """The way on which every technique is off."""
         return self.walk(PLAINLY)
 
     @cached_property

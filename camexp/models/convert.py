@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from camexp.errors import CamexpError
-from camexp.files import write_atomically
+from camexp.files import make_folder, write_atomically
 from camexp.models.build import build
 from camexp.models.checkpoint import first_of, mismatches, read_state, sha256
 
@@ -235,7 +235,7 @@ def _write(state: State, target: Path, about: dict[str, str]) -> None:
     # one key: safetensors writes several in random order, and the file's SHA-256 would change from call to call
     metadata = {"converted": json.dumps(about)}
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_atomically(target, save({key: value.contiguous() for key, value in state.items()}, metadata))
     except OSError as error:
         raise CamexpError(f"cannot write {target.absolute()}: {error}") from error

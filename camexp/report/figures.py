@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from camexp.experiment import label_of
+from camexp.files import make_folder
 from camexp.report.layout import model_name
 from camexp.report.page.series import (
     Ablation,
@@ -71,7 +72,7 @@ TITLES = {"time": "Metrics against run time", "distribution": "Distribution over
 
 
 def _write(figure: Figure, folder: Path, stem: str, title: str) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     files = []
     formats: dict[str, dict[str, Any]] = {"png": {"dpi": 200}, "svg": {"metadata": {"Date": None}}}
     for ending, options in formats.items():

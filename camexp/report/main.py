@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from camexp.experiment import Experiment
-from camexp.files import write_atomically
+from camexp.files import make_folder, write_atomically
 from camexp.report import details, latex, markdown, terminal
 from camexp.report.build import Table, build_tables
 from camexp.report.collect import RunKey, read_results
@@ -68,7 +68,7 @@ def print_report(
 
 def write_tables(folder: Path, tables: list[Table], tolerance: Tolerance | None = None) -> None:
     """Write every table in the formats of WRITTEN."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for table in tables:
         for ending, form in WRITTEN.items():
             text = FORMATS[form](table.experiment, table.cells, tolerance)

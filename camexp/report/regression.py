@@ -17,7 +17,7 @@ import torch
 
 from camexp.config import compose_config
 from camexp.errors import CamexpError
-from camexp.files import write_atomically
+from camexp.files import make_folder, write_atomically
 from camexp.report.runs import read_run
 from camexp.runner import execute
 
@@ -124,7 +124,7 @@ def make_reference(folder: Path, names: Iterable[str] | None = None) -> dict[str
 
 def write_reference(path: Path, content: Mapping[str, Any]) -> None:
     """Write the reference file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from camexp import config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
-from camexp.files import write_atomically
+from camexp.files import make_folder, write_atomically
 from camexp.identity import NOT_IDENTITY
 from camexp.models import checkpoint
 from camexp.models.preprocess import Preprocess
@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> str:
 @contextlib.contextmanager
 def _alone(weights: Path) -> Iterator[None]:
     """Keep a second training from writing the same weights."""
-    weights.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(weights.parent)
     lock = FileLock(weights.with_suffix(".lock"))
     try:
         lock.acquire(timeout=0)

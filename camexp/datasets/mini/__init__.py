@@ -19,6 +19,7 @@ from camexp.datasets.mini.write import write_coco, write_steel, write_voc
 from camexp.datasets.severstal import Severstal
 from camexp.datasets.voc import VOC
 from camexp.errors import CamexpError
+from camexp.files import make_folder, saying_why
 
 RECIPE = 1
 """Version of the scenes; a change that alters a pixel raises it, and the data are made anew."""
@@ -33,10 +34,16 @@ def ensure(folder: Path, recipe: dict, write: Callable[[Path], None]) -> None:
     The folder appears complete or not at all: it is written beside its place and then renamed. Of several processes
     that ask for it at once, one makes it and the others wait.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
-        stamp = folder / "recipe.json"
-        if stamp.is_file() and json.loads(stamp.read_text()) == recipe:
+    stamp = folder / "recipe.json"
+
+    def there() -> bool:
+        return stamp.is_file() and json.loads(stamp.read_text()) == recipe
+
+    if there():  # perhaps where nothing may be written
+        return
+    make_folder(folder.parent)
+    with saying_why(folder.absolute()), FileLock(folder.parent / f".{folder.name}.lock"):
+        if there():
             return
         if folder.exists() and not stamp.exists():
             raise CamexpError(

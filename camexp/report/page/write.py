@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 
 import camexp
 from camexp.experiment import Experiment, label_of
-from camexp.files import write_atomically
+from camexp.files import make_folder, write_atomically
 from camexp.report.build import Table, build_tables
 from camexp.report.collect import Results, read_results
 from camexp.report.figures import write_figures
@@ -56,7 +56,7 @@ def write_page(
     ----------
     figures: write the figures for papers too, which takes longer than the page.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     tables = [(table.experiment, table.cells) for table in built]
     drawn = write_figures(tables, found.runs, output / "figures") if figures else []
     path = output / "index.html"
