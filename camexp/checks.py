@@ -53,7 +53,7 @@ SMALLEST = {
 
 SWITCHES = (
     *("overwrite", "retry", "runtime.only", "compile"),
-    *("fold_batch_norms", "channels_last", "packed_weights", "fused_activations", "onednn_linear"),
+    *("fold_batch_norms", "channels_last", "packed_weights", "winograd", "fused_activations", "onednn_linear"),
     *("inference_mode", "tail_backward", "share_classes", "keep_freed_memory"),
 )
 """Options of a run that are true or false."""

@@ -123,6 +123,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
         inference_mode=cfg.inference_mode,
         tail_backward=cfg.tail_backward,
         packed_weights=cfg.packed_weights,
+        winograd=cfg.winograd,
         fused_activations=cfg.fused_activations,
         onednn_linear=cfg.onednn_linear,
     )

@@ -115,7 +115,7 @@ def test_graph_is_what_layers_keep():
     # the images, and two maps that are what a ReLU keeps and what the next convolution keeps
     assert graph_bytes(network, torch.zeros(1, 3, 8, 8)) == 4 * 64 * (3 + 4 + 5)
     network = network.to(memory_format=torch.channels_last)
-    speed_up(network, packed_weights=True, fused_activations=False, onednn_linear=False)
+    speed_up(network, packed_weights=True, winograd=False, fused_activations=False, onednn_linear=False)
     packed = torch.zeros(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     kept_by_pytorch = 0 if torch.backends.mkldnn.is_available() else 3
     assert graph_bytes(network, packed) == 4 * 64 * (kept_by_pytorch + 4 + 5)  # packed convolutions keep no images

@@ -478,6 +478,14 @@ def test_runs_that_disagree_are_marked_named_and_not_ranked(tmp_path, field):
     assert f"‡ Unlike most runs of this table, not to be compared: ResNet-50 sise {field}" in text
 
 
+def test_runs_of_a_few_images_do_not_set_the_whole_run_apart(tmp_path):
+    for method, limit in {"gradcam": 4, "igcam": 4, "sise": None}.items():
+        write_run(tmp_path, "voc2007", method, [("a", 0, 0.5)], identity={"limit": limit})
+    experiment = experiment_of("voc2007", *(Column(m, m) for m in ("gradcam", "igcam", "sise")))
+    cells = cells_of(tmp_path, experiment).set_index("column")
+    assert cells["conflict"].astype(bool).to_dict() == {"gradcam": True, "igcam": True, "sise": False}
+
+
 def test_seeds_made_under_another_protocol_are_never_averaged(tmp_path):
     for seed, (value, score) in enumerate([(0.5, "softmax"), (0.7, "softmax"), (0.9, "sigmoid")]):
         identity = {"seed": seed, "protocol.score": score}

@@ -38,6 +38,7 @@ SWITCHES = (
     "fold_batch_norms",
     "channels_last",
     "packed_weights",
+    "winograd",
     "fused_activations",
     "onednn_linear",
     "inference_mode",
@@ -45,7 +46,7 @@ SWITCHES = (
     "share_classes",
     "keep_freed_memory",
 )
-OF_CLASSIFIER = SWITCHES[1:7]
+OF_CLASSIFIER = SWITCHES[1:8]
 METHODS = (GradCAM(), GradCAM("1"), SISE(), RISE(masks=20), ScoreCAM())
 
 
@@ -72,7 +73,7 @@ def test_a_network_is_as_it_was_for_the_next_classifier() -> None:
     images, _ = make_batch(height=12, width=20)
     logits = []
     for wanted in (True, False, True):
-        switches = dict.fromkeys(("packed_weights", "fused_activations", "onednn_linear"), wanted)
+        switches = dict.fromkeys(("packed_weights", "winograd", "fused_activations", "onednn_linear"), wanted)
         classifier = Classifier(network, {"cam": "1"}, **switches)  # type: ignore[arg-type]
         with Operations() as operations:
             logits.append(classifier.logits(images))

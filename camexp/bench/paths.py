@@ -12,18 +12,9 @@ EXACT, ROUNDED = 0.9999, 0.999
 """Smallest cosine of a map with the plain one, for paths that change the order of sums, and that round to bfloat16."""
 
 PLAIN = (
-    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "fused_activations=false"),
-    *(
-        "onednn_linear=false",
-        "inference_mode=false",
-        "tail_backward=false",
-        "share_classes=false",
-        "batch_size=1",
-        "forward_batch=1",
-        "precision=fp32",
-        "compile=false",
-        "workers=0",
-    ),
+    *("fold_batch_norms=false", "channels_last=false", "packed_weights=false", "winograd=false"),
+    *("fused_activations=false", "onednn_linear=false", "inference_mode=false", "tail_backward=false"),
+    *("share_classes=false", "batch_size=1", "forward_batch=1", "precision=fp32", "compile=false", "workers=0"),
 )
 """Every technique off. (Decoding ahead and kept memory change no arithmetic.)"""
 
@@ -55,6 +46,7 @@ PATHS = (
     switched("fold_batch_norms=true"),
     switched("channels_last=true"),
     Path("packed_weights=true", ("packed_weights=true", "channels_last=true")),
+    Path("winograd=true", ("winograd=true", "packed_weights=true", "channels_last=true")),
     Path("fused_activations=true", ("fused_activations=true", "packed_weights=true", "channels_last=true")),
     switched("onednn_linear=true"),
     switched("inference_mode=true"),

@@ -46,6 +46,7 @@ class Classifier:
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
+    winograd: with packed weights, compute 3 x 3 convolutions of many channels with a quarter of the multiplications.
     fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
     onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS, and
         leave out weights that a single row does not need on its way back.
@@ -69,6 +70,7 @@ class Classifier:
         inference_mode: bool = True,
         tail_backward: bool = True,
         packed_weights: bool = True,
+        winograd: bool = True,
         fused_activations: bool = True,
         onednn_linear: bool = True,
     ):
@@ -84,7 +86,7 @@ class Classifier:
         self.network: nn.Module = network.eval().requires_grad_(False)
         as_it_was(self.network)  # another classifier may have had it
         if self.device.type == "cpu" and not compiled:
-            speed_up(self.network, packed_weights, fused_activations, onednn_linear)
+            speed_up(self.network, packed_weights, winograd, fused_activations, onednn_linear)
         self._modules = list(self.network.modules())
         self._activations = [module for module in self._modules if getattr(module, "inplace", False)]
         self._work_in_place(False)

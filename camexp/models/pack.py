@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from camexp.models import onednn, subpixel
+from camexp.models import onednn, subpixel, winograd
 
 
 class PackedProduct:
@@ -19,8 +19,8 @@ class PackedProduct:
     oneDNN does not take are left to PyTorch.
     """
 
-    def __init__(self, convolution: nn.Conv2d):
-        self.convolution = convolution
+    def __init__(self, convolution: nn.Conv2d, with_winograd: bool = False):
+        self.convolution, self.with_winograd = convolution, with_winograd
         self.forth, self.back = (Kept(), Kept()), (Kept(), Kept())  # for one image, for several
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -69,6 +69,10 @@ class PackedProduct:
     ) -> Tensor:
         """`product` of what is taken, without a graph."""
         mkldnn, geometry, size = torch.ops.mkldnn, self.geometry, images.shape
+        if self.with_winograd and winograd.takes(self.convolution, size):
+            found = self._by_winograd(images, weight, bias, self.forth)
+            found = found if plus is None else found.add_(plus)
+            return found.relu_() if then == "relu" else found
         order = self.forth[size[0] > 1](
             weight, (*size[1:], *geometry), lambda: mkldnn._reorder_convolution_weight(weight, *geometry, size)
         )
@@ -87,6 +91,8 @@ class PackedProduct:
             settings = None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
             return torch.ops.aten.convolution_backward(upper, images, weight, *settings)[0]
         upper = upper.contiguous(memory_format=torch.channels_last)
+        if self.with_winograd and winograd.takes(self.convolution, upper.shape):
+            return self._by_winograd(upper, weight, None, self.back)
         if subpixel.takes(self.convolution):
             cells = self.back[0](weight, self.geometry, lambda: subpixel.cell_weight(weight, stride[0]))  # for any
             return subpixel.image_gradient(upper, cells, self.convolution, size)
@@ -97,6 +103,18 @@ class PackedProduct:
             lambda: mkldnn._reorder_convolution_transpose_weight(weight, *geometry, upper.shape),
         )
         return mkldnn._convolution_transpose_pointwise(upper, order, None, *geometry, "none", [], "")
+
+    def _by_winograd(self, images: Tensor, weight: Tensor, bias: Tensor | None, kept: tuple["Kept", "Kept"]) -> Tensor:
+        """The product, or with `self.back` the gradient of one, in `camexp.models.winograd`'s way."""
+        one = winograd.tiles_of(images.shape)
+
+        def order(tiles: int) -> Tensor:
+            return winograd.order(winograd.of_gradient(weight) if kept is self.back else weight, tiles)
+
+        def filters(tiles: int) -> Tensor:
+            return kept[tiles > one](weight, (tiles,), lambda: order(tiles))
+
+        return winograd.product(images, sum(weight.shape[:2]) - images.shape[1], filters, bias)
 
     @property
     def geometry(self) -> tuple[Any, ...]:
@@ -112,7 +130,7 @@ class PackedProduct:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make orders of their own."""
-        return {"convolution": self.convolution}
+        return {"convolution": self.convolution, "with_winograd": self.with_winograd}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -166,14 +184,15 @@ def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def pack_convolutions(network: nn.Module) -> int:
+def pack_convolutions(network: nn.Module, with_winograd: bool = False) -> int:
     """Let the network's convolutions keep their weights in order, in place; returns how many do.
 
-    They stay plain `nn.Conv2d`. None does where PyTorch was built without oneDNN.
+    They stay plain `nn.Conv2d`. None does where PyTorch was built without oneDNN. With Winograd's minimal filtering,
+    those for which it is worth it are computed by it (`camexp.models.winograd`).
     """
     found = [module for module in network.modules() if _packable(module)] if _works() else []
     for module in found:
-        vars(module)["_conv_forward"] = PackedProduct(module)  # what nn.Conv2d.forward calls
+        vars(module)["_conv_forward"] = PackedProduct(module, with_winograd)  # what nn.Conv2d.forward calls
     return len(found)
 
 
@@ -197,10 +216,11 @@ def _works() -> bool:
     expected, packed = plain(images), PackedProduct(plain)
     ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
     usual = [expected, expected.relu(), *[(2 * expected).relu()] * 2]
-    usual.append(_back(lambda x: (plain(x) + expected).relu(), images))
+    usual += [_back(lambda x: (plain(x) + expected).relu(), images), expected]
     try:
         found = [packed.product(images, plain.weight, plain.bias, **{"then": "relu"} | way) for way in ways]
         found.append(_back(lambda x: packed.product(x, plain.weight, plain.bias, "relu", expected), images))
+        found.append(winograd.product(images, 3, lambda tiles: winograd.order(plain.weight, tiles), plain.bias))
     except (AttributeError, TypeError, RuntimeError):
         return False
     return all(

@@ -7,11 +7,13 @@ from camexp.models.linear import LinearProduct, speed_up_linear
 from camexp.models.pack import PackedProduct, pack_convolutions
 
 
-def speed_up(network: nn.Module, packed_weights: bool, fused_activations: bool, onednn_linear: bool) -> None:
+def speed_up(
+    network: nn.Module, packed_weights: bool, winograd: bool, fused_activations: bool, onednn_linear: bool
+) -> None:
     """Put in what is asked for; parameters as of `Classifier`."""
     if onednn_linear:
         speed_up_linear(network)
-    if packed_weights and pack_convolutions(network) and fused_activations:
+    if packed_weights and pack_convolutions(network, winograd) and fused_activations:
         fuse_activations(network)
 
 

@@ -26,7 +26,8 @@ FREE = ("seed", "batch_size", "method.seed")
 def conflicts(runs: Mapping[K, Run]) -> dict[K, list[str]]:
     """What sets runs of one table apart from most of its others, as "field: most -> this one", by the runs' keys.
 
-    Runs that agree with the majority are left out; where two readings are equally common the first one counts.
+    Runs that agree with the majority are left out; where two readings are equally common the first one counts. If any
+    run is of the whole data set, those that are of a part of it have no say.
     """
     found: dict[K, list[str]] = {}
     for group, beginnings in [(list(runs), SAME_DATA), *((keys, SAME_MODEL) for keys in _by_model(runs))]:
@@ -50,7 +51,8 @@ def _apart(parts: Mapping[K, dict[str, Any]]) -> dict[K, list[str]]:
     texts = {key: json.dumps(part, sort_keys=True) for key, part in parts.items()}
     if len(set(texts.values())) < 2:
         return {}
-    most = json.loads(Counter(texts.values()).most_common(1)[0][0])
+    whole = [texts[key] for key, part in parts.items() if part.get("limit") is None]
+    most = json.loads(Counter(whole or texts.values()).most_common(1)[0][0])
     apart = {key: _fields(most, json.loads(text)) for key, text in texts.items()}
     return {key: fields for key, fields in apart.items() if fields}
 

@@ -1,0 +1,225 @@
+"""3 x 3 convolutions with a quarter of the multiplications."""
+
+import copy
+from fractions import Fraction
+
+import pytest
+import torch
+from conftest import Operations
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from camexp.models import winograd
+from camexp.models.pack import pack_convolutions
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
+
+SIZES = [(1, 128, 16, 16), (1, 128, 13, 30), (3, 128, 45, 46), (9, 128, 14, 17), (2, 128, 50, 16)]
+"""One image, and several of which all, some or none are computed together; sides that are multiples of four or not."""
+
+
+def images(*size: int) -> Tensor:
+    batch = torch.randn(*size, generator=torch.Generator().manual_seed(1))
+    return batch.contiguous(memory_format=torch.channels_last)
+
+
+def convolution(channels: int = 128, filters: int = 160, **settings) -> nn.Conv2d:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    made = nn.Conv2d(channels, filters, **({"kernel_size": 3, "padding": 1} | settings)).requires_grad_(False)
+    return made.to(memory_format=torch.channels_last)
+
+
+def with_winograd(plain: nn.Conv2d) -> nn.Conv2d:
+    packed = copy.deepcopy(plain)
+    assert pack_convolutions(packed, with_winograd=True) == 1
+    return packed
+
+
+class Counted(Operations):
+    """Counts what only Winograd's way does."""
+
+    @property
+    def transforms(self) -> int:
+        return self.count("bmm")
+
+    @property
+    def orders(self) -> int:
+        return self.count("_reorder_convolution_weight")
+
+
+# ------------------------------------------------------------------------------------------------ the formula
+
+
+def test_usual_points_give_the_matrices_of_the_paper() -> None:
+    result, filters, tile = winograd.matrices((0, 1, -1, 2, -2))
+    assert result.tolist() == [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+    assert (24 * filters).round(decimals=12).tolist() == [
+        [6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]
+    ]  # fmt: skip
+    assert tile.tolist() == [
+        [4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("points", [winograd.POINTS, (0, 1, -1, 2, -2)])
+def test_six_products_give_four_sums_of_three(points: tuple[float, ...]) -> None:
+    result, filters, tile = winograd.matrices(points)
+    pixels, weights = torch.tensor([3.0, -1, 4, 1, -5, 9]).double(), torch.tensor([2.0, 7, -1]).double()
+    found = result @ ((filters @ weights) * (tile @ pixels))
+    assert found.tolist() == pytest.approx([-5, 25, 20, -42])  # 3 2 - 1 7 - 4 1, ...
+
+
+def test_matrices_are_exact_in_the_numbers_that_are_computed_with() -> None:
+    for matrix in (winograd.FORTH, winograd.BACK):
+        assert all(Fraction(value).denominator <= 2**14 for value in matrix.flatten().tolist())
+    assert torch.equal(winograd.FORTH.double(), winograd.OF_TILE)
+    assert torch.equal(winograd.BACK.double(), winograd.OF_RESULT)
+
+
+def test_product_is_the_formula_tile_by_tile() -> None:
+    batch, plain = images(2, 3, 7, 9), convolution(3, 5)
+    result, filters, tile = winograd.matrices()
+    framed = F.pad(batch, (1, 4, 1, 2)).double()
+    expected = torch.zeros(2, 5, 8, 12, dtype=torch.float64)
+    for n in range(2):
+        for top in range(0, 8, 4):
+            for left in range(0, 12, 4):
+                for k in range(5):
+                    total = torch.zeros(6, 6, dtype=torch.float64)
+                    for c in range(3):
+                        pixels = framed[n, c, top : top + 6, left : left + 6]
+                        total += (filters @ plain.weight[k, c].double() @ filters.T) * (tile @ pixels @ tile.T)
+                    expected[n, k, top : top + 4, left : left + 4] = result @ total @ result.T + plain.bias[k]
+    expected = expected[:, :, :7, :9]
+    usual = F.conv2d(batch.double(), plain.weight.double(), plain.bias.double(), padding=1)
+    torch.testing.assert_close(expected, usual)
+    found = winograd.product(batch, 5, lambda tiles: winograd.order(plain.weight, tiles), plain.bias)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ as convolutions
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_convolutions_are_the_same(size: tuple[int, ...]) -> None:
+    plain = convolution()
+    packed, batch = with_winograd(plain), images(*size)
+    with Counted() as counted, torch.inference_mode():
+        found = packed(batch)
+    assert counted.transforms > 0
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, plain(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_gradients_are_the_same(size: tuple[int, ...]) -> None:
+    plain, gradients = convolution(bias=False), []
+    for each in (plain, with_winograd(plain)):
+        batch = images(*size).requires_grad_()
+        with Counted() as counted:
+            found = each(batch)
+            forth = counted.transforms
+            found.square().sum().backward()
+        assert (forth > 0, counted.transforms > forth) == (each is not plain,) * 2
+        gradients.append(batch.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-3)
+
+
+def test_what_follows_is_done_as_well() -> None:
+    plain = convolution(128, 128)
+    product = vars(with_winograd(plain))["_conv_forward"]
+    batch, plus = images(2, 128, 16, 16), images(2, 128, 16, 16).flip(0)
+    for way, expected in (
+        ({}, plain(batch)),
+        ({"then": "relu"}, plain(batch).relu()),
+        ({"plus": plus}, plain(batch) + plus),
+        ({"plus": plus.clone(), "then": "relu", "over": True}, (plain(batch) + plus).relu()),
+    ):
+        found = product.product(batch, plain.weight, plain.bias, **way)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(plus, images(2, 128, 16, 16).flip(0))
+
+
+def test_rounding_error_is_at_most_four_times_that_of_the_plain_sum() -> None:
+    plain = convolution(512, 512, bias=False)
+    batch = images(1, 512, 16, 16).relu()
+    exact = F.conv2d(batch.double(), plain.weight.double(), padding=1)
+    errors = [(each(batch) - exact).square().mean().sqrt() for each in (with_winograd(plain), plain)]
+    assert errors[0] < 4 * errors[1]
+
+
+def test_no_light_gives_the_bias_to_the_bit() -> None:
+    plain = convolution()
+    found = with_winograd(plain)(images(1, 128, 16, 16) * 0)
+    assert torch.equal(found, plain.bias[:, None, None].expand_as(found))
+
+
+def test_what_is_not_a_number_is_seen() -> None:
+    batch = images(1, 128, 16, 16)
+    batch[0, 5, 3, 3] = torch.nan
+    found = with_winograd(convolution())(batch)[0]
+    assert found[:, 2:5, 2:5].isnan().all()
+    assert found[:, 8:].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "side"),
+    [
+        ({"channels": 64}, 16), ({"filters": 64}, 16), ({"kernel_size": 1, "padding": 0}, 16),
+        ({"kernel_size": 5, "padding": 2}, 16), ({"padding": 0}, 16), ({"padding": 2}, 16), ({"stride": 2}, 16),
+        ({"dilation": 2}, 16), ({"groups": 2}, 16), ({}, 12),
+    ],
+)  # fmt: skip
+def test_others_are_convolved_as_before(settings: dict[str, int], side: int) -> None:
+    plain = convolution(**settings)
+    packed = with_winograd(plain)
+    results = []
+    for each in (plain, packed):
+        batch = images(1, plain.in_channels, side, side).requires_grad_()
+        with Counted() as counted:
+            found = each(batch)
+            found.square().sum().backward()
+        assert counted.transforms == 0
+        results.append((found, batch.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_switched_off_nothing_is() -> None:
+    packed = convolution()
+    pack_convolutions(packed)
+    with Counted() as counted:
+        packed(images(1, 128, 16, 16))
+    assert counted.transforms == 0
+
+
+# ----------------------------------------------------------------------------------------------- what is kept
+
+
+def test_filters_are_made_once_whatever_the_number_of_images() -> None:
+    plain = convolution()
+    packed = with_winograd(plain)
+    with Counted() as counted:
+        for number, made in ((16, 1), (8, 1), (3, 2), (1, 2), (12, 2), (16, 2)):
+            batch = images(number, 128, 16, 16)  # 16 tiles each: eight at a time, and the others one by one
+            torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-4, atol=1e-5)
+            assert counted.orders == made
+    with Counted() as counted:
+        packed(images(1, 128, 45, 46))
+        packed(images(3, 128, 45, 46))  # 144 tiles each: one by one
+    assert counted.orders == 1
+
+
+def test_filters_are_made_anew_for_other_weights_and_by_copies() -> None:
+    plain = convolution()
+    packed, batch = with_winograd(plain), images(1, 128, 16, 16)
+    packed(batch)
+    for each in (plain, packed):
+        each.weight.mul_(2)
+    torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-4, atol=1e-5)
+    copied = copy.deepcopy(packed)
+    for each in (plain, copied):
+        each.weight.neg_()
+    with Counted() as counted:
+        torch.testing.assert_close(copied(batch), plain(batch), rtol=1e-4, atol=1e-5)
+    assert counted.orders == 1
