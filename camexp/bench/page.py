@@ -30,7 +30,8 @@ HOW = """## How it is measured
 - The floor is the sum of rows per kind of pass (`camexp/bench/work.py`) times seconds per row. With several classes it
   has one forward per image and one backward per class. Masks, reductions and enlarging are not in it. Seconds per row
   are found once per network, and follow the machine: a short plain forward right before and after every call of camexp
-  tells how fast it is then, and ours/floor is the median of the rounds' ratios.
+  tells how fast it is then, and ours/floor is the median of the rounds' ratios. On a CPU it can be well below 1,
+  because the plain network multiplies more than camexp does (`winograd` in `configs/config.yaml`).
 - A call that takes longer than its share of the time is ended after some of its passes, and the rest, which is
   uniform, is extrapolated to the papers' number of masks, steps or iterations: column `extrapolated`, for camexp and
   peers alike.
@@ -41,7 +42,10 @@ HOW = """## How it is measured
   TensorFloat-32 and makes convolutions repeat to the bit, for the peers as well.
 - Peak memory is what a call has in use beyond what was in use before it: on the CPU what malloc has handed out, looked
   at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
-  It is watched in the rehearsal, because looking makes a call a few percent longer.
+  It is watched in the rehearsal, because looking makes a call a few percent longer. What is kept from call to call is
+  not in it: beside the network its weights in other forms, of which those of `winograd` are the largest, four times
+  the convolutions' own. With VGG16 they take 223 MiB, with ResNet-50 52, as much for the way back where there is one,
+  and once more at most for single images beside batches.
 - The controls are left out: they ask nothing of the network.
 """
 
