@@ -21,19 +21,18 @@ def run_hydra(entry: Callable[[], None]) -> None:
         sys.exit(2 if isinstance(end.__context__, MISTAKES) else end.code)
 
 
-def exit_status(
-    command: Callable[[], int], interrupted: str = "interrupted", mistakes: tuple[type[Exception], ...] = (CamexpError,)
-) -> int:
+def exit_status(command: Callable[[], int], interrupted: str = "interrupted") -> int:
     """Run a command; what it returns, 2 after a mistake or another error, 130 when it was interrupted.
+
+    Of an error that is none of the `MISTAKES`, as in a method's own code, the traceback is printed.
 
     Parameters
     ----------
     interrupted: what is said after an interruption.
-    mistakes: the errors whose message is for the user; of others, as in a method's own code, the traceback is printed.
     """
     try:
         return command()
-    except mistakes as error:
+    except MISTAKES as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Exception:

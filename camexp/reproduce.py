@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from camexp.command import MISTAKES, exit_status
+from camexp.command import exit_status
 from camexp.config import compose_config, make_device
 from camexp.errors import CamexpError
 from camexp.experiment import load_suite, probe_seconds
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--probe", type=float, help="seconds per run for estimating its time; 0 for no estimate")
     args = parser.parse_intermixed_args(argv)
     told = "interrupted: finished batches stay; the same command goes on from here"
-    return exit_status(lambda: reproduce(args), told, MISTAKES)
+    return exit_status(lambda: reproduce(args), told)
 
 
 if __name__ == "__main__":

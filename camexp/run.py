@@ -9,7 +9,7 @@ import hydra
 from omegaconf import DictConfig
 
 from camexp.checks import check_options
-from camexp.command import MISTAKES, exit_status, run_hydra
+from camexp.command import exit_status, run_hydra
 from camexp.places import CONFIGS
 from camexp.runner import execute
 
@@ -48,9 +48,9 @@ def _run(cfg: DictConfig) -> None:
     def command() -> int:
         check_options(cfg)
         told = f"interrupted: finished batches are in {cfg.output}; the same command goes on"
-        return exit_status(lambda: report(cfg), told, MISTAKES)
+        return exit_status(lambda: report(cfg), told)
 
-    sys.exit(exit_status(command, mistakes=MISTAKES))
+    sys.exit(exit_status(command))
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import yaml
 from omegaconf import DictConfig
 
 from camexp import config
-from camexp.command import MISTAKES, exit_status
+from camexp.command import exit_status
 from camexp.config import compose_config
 from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
@@ -219,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", metavar="option=value")
     own, overrides = split_options(parser.parse_args(argv).options)
-    return exit_status(lambda: draw(own, overrides), mistakes=MISTAKES)
+    return exit_status(lambda: draw(own, overrides))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats it
 import hydra
 from omegaconf import DictConfig
 
-from camexp.command import MISTAKES, exit_status, run_hydra
+from camexp.command import exit_status, run_hydra
 from camexp.training.run import train
 
 
@@ -27,7 +27,7 @@ def _main(cfg: DictConfig) -> None:
         print(train(cfg))
         return 0
 
-    sys.exit(exit_status(report, "interrupted: the same command goes on from the last saved state", MISTAKES))
+    sys.exit(exit_status(report, "interrupted: the same command goes on from the last saved state"))
 
 
 if __name__ == "__main__":

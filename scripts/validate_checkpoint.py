@@ -31,7 +31,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from camexp.command import MISTAKES, exit_status
+from camexp.command import exit_status
 from camexp.config import compose_config, make_classifier, make_dataset, make_preprocess
 from camexp.datasets.base import Dataset, Failure
 from camexp.errors import CamexpError
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("options", nargs="*", help="options of camexp.run, e.g. dataset=voc2007 model=vgg16 limit=500")
     parser.add_argument("--compare", action="store_true", help="also feed the network in the wrong ways")
     args = parser.parse_intermixed_args(argv)
-    return exit_status(lambda: validate(compose_config(args.options), args.compare), mistakes=MISTAKES)
+    return exit_status(lambda: validate(compose_config(args.options), args.compare))
 
 
 if __name__ == "__main__":

@@ -478,9 +478,11 @@ def test_runs_that_disagree_are_marked_named_and_not_ranked(tmp_path, field):
     assert f"‡ Unlike most runs of this table, not to be compared: ResNet-50 sise {field}" in text
 
 
-def test_runs_of_a_few_images_do_not_set_the_whole_run_apart(tmp_path):
+@pytest.mark.parametrize("others", [{}, {"weights_sha256": "old"}], ids=["same weights", "other weights"])
+def test_runs_of_a_few_images_do_not_set_the_whole_run_apart(tmp_path, others):
     for method, limit in {"gradcam": 4, "igcam": 4, "sise": None}.items():
-        write_run(tmp_path, "voc2007", method, [("a", 0, 0.5)], identity={"limit": limit})
+        identity = {"limit": limit, "weights_sha256": "w"} | (others if limit else {})
+        write_run(tmp_path, "voc2007", method, [("a", 0, 0.5)], identity=identity)
     experiment = experiment_of("voc2007", *(Column(m, m) for m in ("gradcam", "igcam", "sise")))
     cells = cells_of(tmp_path, experiment).set_index("column")
     assert cells["conflict"].astype(bool).to_dict() == {"gradcam": True, "igcam": True, "sise": False}

@@ -8,14 +8,21 @@ import torch
 from conftest import Operations
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 
+from camexp.methods.gradient import Gradient
 from camexp.models import winograd
+from camexp.models.build import build
+from camexp.models.classifier import Classifier
+from camexp.models.fold import fold_batch_norms
 from camexp.models.pack import pack_convolutions
+from camexp.models.speed_up import speed_up
+from camexp.pairs import Pairs
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
-SIZES = [(1, 128, 16, 16), (1, 128, 13, 30), (3, 128, 45, 46), (9, 128, 14, 17), (2, 128, 50, 16)]
-"""One image, and several of which all, some or none are computed together; sides that are multiples of four or not."""
+SIZES = [(1, 128, 16, 16), (1, 128, 13, 30), (3, 128, 45, 46), (9, 128, 14, 17), (2, 128, 80, 72)]
+"""One image, several at once, one at a time, and a part of one; sides that are multiples of four or not."""
 
 
 def images(*size: int) -> Tensor:
@@ -71,10 +78,9 @@ def test_six_products_give_four_sums_of_three(points: tuple[float, ...]) -> None
 
 
 def test_matrices_are_exact_in_the_numbers_that_are_computed_with() -> None:
-    for matrix in (winograd.FORTH, winograd.BACK):
-        assert all(Fraction(value).denominator <= 2**14 for value in matrix.flatten().tolist())
-    assert torch.equal(winograd.FORTH.double(), winograd.OF_TILE)
-    assert torch.equal(winograd.BACK.double(), winograd.OF_RESULT)
+    for single, double in ((winograd.A32, winograd.A), (winograd.B32, winograd.B)):
+        assert torch.equal(single.double(), double)
+        assert all(Fraction(value).denominator <= 2**14 for value in double.flatten().tolist())
 
 
 def test_product_is_the_formula_tile_by_tile() -> None:
@@ -141,6 +147,106 @@ def test_what_follows_is_done_as_well() -> None:
     torch.testing.assert_close(plus, images(2, 128, 16, 16).flip(0))
 
 
+@pytest.mark.parametrize("side", [16, 18])
+def test_results_may_be_changed_in_place(side: int) -> None:
+    gradients = []
+    for each in (plain := convolution(), with_winograd(plain)):
+        batch = images(2, 128, side, side).requires_grad_()
+        found = each(batch)
+        found += batch.sum()
+        found.relu_().square().sum().backward()
+        gradients.append(batch.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-2)
+
+
+def test_blocks_are_the_same_fused_or_not_forth_and_back() -> None:
+    torch.manual_seed(0)
+    block = BasicBlock(128, 128).eval().requires_grad_(False)
+    fold_batch_norms(block)
+    results = []
+    for switches in ((False, False, False), (True, True, False), (True, True, True)):
+        network = copy.deepcopy(block).to(memory_format=torch.channels_last)
+        speed_up(network, *switches, onednn_linear=False)
+        batch = images(4, 128, 16, 16).requires_grad_()
+        with Counted() as counted:
+            found = network(batch)
+            found.square().sum().backward()
+        assert counted.transforms == 8 * switches[1]  # two convolutions, forth and back, two each
+        results.append((found.detach(), batch.grad))
+    for each in results[1:]:
+        torch.testing.assert_close(each, results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_networks_at_full_width_give_the_same_maps() -> None:
+    pictures = images(2, 3, 64, 64)
+    pairs = Pairs(torch.tensor([0, 1]), torch.tensor([2, 0]), ("a", "b"))
+    torch.manual_seed(0)
+    network = build("vgg16", 3, 1.0, 16)
+    found = []
+    for switch in (False, True):
+        classifier = Classifier(copy.deepcopy(network), {"cam": "features.29"}, winograd=switch)
+        with Counted() as counted:
+            found.append((classifier.logits(pictures), Gradient()(classifier, pictures, pairs)))
+        assert (counted.transforms > 0) == switch
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-4, atol=1e-5)
+    cosines = torch.cosine_similarity(*(maps.flatten(1) for _, maps in found))
+    assert cosines.min() > 0.9999
+
+
+@pytest.mark.parametrize(("number", "rows", "columns"), [(1, 4, 4), (40, 4, 4), (3, 7, 7), (2, 28, 28), (2, 70, 100)])
+def test_tiles_in_hand_are_few_and_every_tile_is_once(number: int, rows: int, columns: int) -> None:
+    seen = torch.zeros(number, rows, columns, dtype=torch.long)
+    for some in winograd._at_once(number, rows, columns):
+        assert 0 < seen[some].numel() <= winograd.AT_ONCE
+        seen[some] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("number", [1, 16, 17, 32, 33, 49, 64, 65, 196, 256])
+def test_parts_are_of_two_sizes_and_little_is_computed_for_nothing(number: int) -> None:
+    parts = winograd._parts(number)
+    assert set(parts) <= {winograd.FEW, winograd.MANY}
+    assert 0 <= sum(parts) - number < winograd.MANY // 2
+    assert parts == sorted(parts, reverse=True)
+
+
+def test_double_gradients_go_the_usual_way() -> None:
+    gradients = []
+    for each in (plain := convolution(), with_winograd(plain)):
+        batch = images(1, 128, 16, 16).requires_grad_()
+        (first,) = torch.autograd.grad(each(batch).square().sum(), batch, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), batch)
+        gradients.append(second)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-3)
+
+
+def test_nothing_is_where_the_operations_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = convolution()
+    monkeypatch.setattr(winograd, "order", lambda weight, tiles: (_ for _ in ()).throw(RuntimeError("no such kernel")))
+    assert not winograd.works()
+    packed = with_winograd(plain)
+    with Counted() as counted:
+        packed(images(1, 128, 16, 16))
+    assert (counted.transforms, counted.orders) == (0, 1)
+
+
+def test_differences_are_computed_directly() -> None:
+    """DeepLIFT asks whether they are exactly 0."""
+    plain = convolution()
+    packed, asked = with_winograd(plain), []
+
+    class Own:
+        def weighted(self, function, weight, bias, usual):  # type: ignore[no-untyped-def]
+            asked.append(function)
+            return function(images(1, 128, 16, 16), weight, bias)
+
+    with Counted() as counted:
+        found = packed._conv_forward(Own(), packed.weight, packed.bias)
+    assert counted.transforms == 0
+    torch.testing.assert_close(found, plain(images(1, 128, 16, 16)))
+    assert asked
+
+
 def test_rounding_error_is_at_most_four_times_that_of_the_plain_sum() -> None:
     plain = convolution(512, 512, bias=False)
     batch = images(1, 512, 16, 16).relu()
@@ -166,7 +272,7 @@ def test_what_is_not_a_number_is_seen() -> None:
 @pytest.mark.parametrize(
     ("settings", "side"),
     [
-        ({"channels": 64}, 16), ({"filters": 64}, 16), ({"kernel_size": 1, "padding": 0}, 16),
+        ({"channels": 64}, 16), ({"filters": 80}, 16), ({"kernel_size": 1, "padding": 0}, 16),
         ({"kernel_size": 5, "padding": 2}, 16), ({"padding": 0}, 16), ({"padding": 2}, 16), ({"stride": 2}, 16),
         ({"dilation": 2}, 16), ({"groups": 2}, 16), ({}, 12),
     ],
@@ -196,18 +302,14 @@ def test_switched_off_nothing_is() -> None:
 # ----------------------------------------------------------------------------------------------- what is kept
 
 
-def test_filters_are_made_once_whatever_the_number_of_images() -> None:
+def test_filters_are_made_once_whatever_the_number_of_images_and_their_size() -> None:
     plain = convolution()
     packed = with_winograd(plain)
     with Counted() as counted:
-        for number, made in ((16, 1), (8, 1), (3, 2), (1, 2), (12, 2), (16, 2)):
-            batch = images(number, 128, 16, 16)  # 16 tiles each: eight at a time, and the others one by one
+        for size, made in (((4, 16, 16), 1), ((1, 16, 16), 2), ((7, 16, 16), 2), ((3, 45, 46), 2), ((1, 20, 37), 2)):
+            batch = images(size[0], 128, *size[1:])
             torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-4, atol=1e-5)
             assert counted.orders == made
-    with Counted() as counted:
-        packed(images(1, 128, 45, 46))
-        packed(images(3, 128, 45, 46))  # 144 tiles each: one by one
-    assert counted.orders == 1
 
 
 def test_filters_are_made_anew_for_other_weights_and_by_copies() -> None:

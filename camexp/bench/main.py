@@ -29,7 +29,7 @@ from camexp.bench.paths import possible_paths
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
 from camexp.bench.table import Bench, Store, made_with
-from camexp.command import MISTAKES, exit_status
+from camexp.command import exit_status
 from camexp.config import make_device
 from camexp.errors import CamexpError
 from camexp.files import write_atomically
@@ -207,4 +207,4 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_intermixed_args(argv)
     args.given = sys.argv[1:] if argv is None else argv
     keep_freed_memory()
-    return exit_status(lambda: measure(args), mistakes=MISTAKES)
+    return exit_status(lambda: measure(args))

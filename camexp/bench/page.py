@@ -44,8 +44,8 @@ HOW = """## How it is measured
   at every 20 ms (the resident set would not show it, since freed memory is kept), on a GPU the allocator's own maximum.
   It is watched in the rehearsal, because looking makes a call a few percent longer. What is kept from call to call is
   not in it: beside the network its weights in other forms, of which those of `winograd` are the largest, four times
-  the convolutions' own. With VGG16 they take 223 MiB, with ResNet-50 52, as much for the way back where there is one,
-  and once more at most for single images beside batches.
+  the convolutions' own. With VGG16 they take 223 MiB, with ResNet-50 52, and as much for the way back where there is
+  one; both up to twice, because few tiles need another order than many.
 - The controls are left out: they ask nothing of the network.
 """
 

@@ -47,7 +47,7 @@ class Classifier:
         pass then ends as well.
     packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
     winograd: with packed weights, compute 3 x 3 convolutions of many channels with a quarter of the multiplications.
-    fused_activations: with packed weights, let such convolutions add and rectify while they write their result.
+    fused_activations: with packed weights, let convolutions add and rectify while they write their result.
     onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS, and
         leave out weights that a single row does not need on its way back.
 

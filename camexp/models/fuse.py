@@ -1,5 +1,7 @@
 """Convolutions that add and rectify while they write their result, instead of in further passes over memory.
 
+Those that `camexp.models.winograd` computes do it afterwards, in the memory of their result.
+
 A fused ReLU makes 0 of what is not a number, where PyTorch's lets it through to the logits, by which a failure is
 known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`); what
 is finite and only overflows within the network is not known beforehand.

@@ -17,15 +17,22 @@ class PackedProduct:
     are kept beside the weights themselves: for one image and for several, of the size that came last. Passes with a
     graph of the weights, in bfloat16, on another device, of images that are not in channels-last order, or of what
     oneDNN does not take are left to PyTorch.
+
+    Parameters
+    ----------
+    convolution: whose weights are kept.
+    with_winograd: compute with fewer multiplications where that is worth it (`camexp.models.winograd`). What has a
+        rule of its own is computed directly: it may ask whether a difference is exactly 0.
     """
 
     def __init__(self, convolution: nn.Conv2d, with_winograd: bool = False):
         self.convolution, self.with_winograd = convolution, with_winograd
-        self.forth, self.back = (Kept(), Kept()), (Kept(), Kept())  # for one image, for several
+        self.direct = PackedProduct(convolution) if with_winograd else self
+        self.forth, self.back = (Kept(), Kept()), (Kept(), Kept())  # for one image, for several; or few tiles, many
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if onednn.has_own_rule(images):
-            return images.weighted(self, weight, bias, self.usual)
+            return images.weighted(self.direct, weight, bias, self.usual)
         found = self.product(images, weight, bias)
         return self.usual(images, weight, bias) if found is None else found
 
@@ -70,7 +77,7 @@ class PackedProduct:
         """`product` of what is taken, without a graph."""
         mkldnn, geometry, size = torch.ops.mkldnn, self.geometry, images.shape
         if self.with_winograd and winograd.takes(self.convolution, size):
-            found = self._by_winograd(images, weight, bias, self.forth)
+            found = winograd.product(images, len(weight), self._filters(self.forth, weight), bias)
             found = found if plus is None else found.add_(plus)
             return found.relu_() if then == "relu" else found
         order = self.forth[size[0] > 1](
@@ -92,7 +99,7 @@ class PackedProduct:
             return torch.ops.aten.convolution_backward(upper, images, weight, *settings)[0]
         upper = upper.contiguous(memory_format=torch.channels_last)
         if self.with_winograd and winograd.takes(self.convolution, upper.shape):
-            return self._by_winograd(upper, weight, None, self.back)
+            return winograd.product(upper, size[1], self._filters(self.back, weight, winograd.of_gradient), None)
         if subpixel.takes(self.convolution):
             cells = self.back[0](weight, self.geometry, lambda: subpixel.cell_weight(weight, stride[0]))  # for any
             return subpixel.image_gradient(upper, cells, self.convolution, size)
@@ -104,17 +111,11 @@ class PackedProduct:
         )
         return mkldnn._convolution_transpose_pointwise(upper, order, None, *geometry, "none", [], "")
 
-    def _by_winograd(self, images: Tensor, weight: Tensor, bias: Tensor | None, kept: tuple["Kept", "Kept"]) -> Tensor:
-        """The product, or with `self.back` the gradient of one, in `camexp.models.winograd`'s way."""
-        one = winograd.tiles_of(images.shape)
-
-        def order(tiles: int) -> Tensor:
-            return winograd.order(winograd.of_gradient(weight) if kept is self.back else weight, tiles)
-
-        def filters(tiles: int) -> Tensor:
-            return kept[tiles > one](weight, (tiles,), lambda: order(tiles))
-
-        return winograd.product(images, sum(weight.shape[:2]) - images.shape[1], filters, bias)
+    def _filters(
+        self, kept: tuple["Kept", "Kept"], weight: Tensor, used: Callable[[Tensor], Tensor] = lambda weight: weight
+    ) -> Callable[[int], Tensor]:
+        """Those of `camexp.models.winograd` by number of tiles, made of the weight as it is used."""
+        return lambda tiles: kept[tiles == winograd.MANY](weight, (tiles,), lambda: winograd.order(used(weight), tiles))
 
     @property
     def geometry(self) -> tuple[Any, ...]:
@@ -190,6 +191,7 @@ def pack_convolutions(network: nn.Module, with_winograd: bool = False) -> int:
     They stay plain `nn.Conv2d`. None does where PyTorch was built without oneDNN. With Winograd's minimal filtering,
     those for which it is worth it are computed by it (`camexp.models.winograd`).
     """
+    with_winograd = with_winograd and winograd.works()
     found = [module for module in network.modules() if _packable(module)] if _works() else []
     for module in found:
         vars(module)["_conv_forward"] = PackedProduct(module, with_winograd)  # what nn.Conv2d.forward calls
@@ -216,11 +218,10 @@ def _works() -> bool:
     expected, packed = plain(images), PackedProduct(plain)
     ways = {"then": "none"}, {"then": "relu"}, {"plus": expected}, {"plus": expected.clone(), "over": True}
     usual = [expected, expected.relu(), *[(2 * expected).relu()] * 2]
-    usual += [_back(lambda x: (plain(x) + expected).relu(), images), expected]
+    usual.append(_back(lambda x: (plain(x) + expected).relu(), images))
     try:
         found = [packed.product(images, plain.weight, plain.bias, **{"then": "relu"} | way) for way in ways]
         found.append(_back(lambda x: packed.product(x, plain.weight, plain.bias, "relu", expected), images))
-        found.append(winograd.product(images, 3, lambda tiles: winograd.order(plain.weight, tiles), plain.bias))
     except (AttributeError, TypeError, RuntimeError):
         return False
     return all(

@@ -13,7 +13,7 @@ rounding error is six times that of the plain sum, with those here three times; 
 Barabasz et al. (arXiv 1803.10986).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,30 +28,31 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 """Beside infinity."""
 
 LEAST_FILTERS = 2**14
-"""Channels in by channels out: with fewer, bringing tiles into their other form and back takes as long as is saved."""
+"""Channels in by channels out: with fewer, giving tiles their other form and back takes as long as is saved."""
 
-LEAST_TILES = 16
-"""Of an image: with fewer, reading the filters, four times as large in their other form, does."""
+FEW, MANY = 16, 64
+"""Tiles of a grouped convolution. Always the same numbers, because the order of the filters in memory hangs on them;
+with fewer tiles, reading the filters, four times as large in their other form, takes as long as is saved."""
 
-TILES_IN_HAND = 128
-"""From which on more at a time are not faster."""
+AT_ONCE = 256
+"""Tiles that are cut out at once, so that large images need little more memory than small ones."""
 
 
 def matrices(points: Sequence[float] = POINTS) -> tuple[Tensor, Tensor, Tensor]:
     """A^T (4,6), G (6,3) and B^T (6,6) in float64, exact but for the quotients of G."""
     others = [np.delete(points, i) for i in range(len(points))]
     infinity = [[0.0] * (size - 1) + [1.0] for size in (STEP, KERNEL)]
-    back = np.column_stack([np.vander(points, STEP, increasing=True).T, infinity[0]])
+    result = np.column_stack([np.vander(points, STEP, increasing=True).T, infinity[0]])
     scale = [[np.prod(point - rest)] for point, rest in zip(points, others, strict=True)]
     filters = np.vstack([np.vander(points, KERNEL, increasing=True) / scale, infinity[1]])
     rows = [*(np.append(np.poly(rest)[::-1], 0.0) for rest in others), np.poly(points)[::-1]]  # by powers, from 0 on
-    return torch.from_numpy(back), torch.from_numpy(filters), torch.from_numpy(np.array(rows))
+    return torch.from_numpy(result), torch.from_numpy(filters), torch.from_numpy(np.array(rows))
 
 
-OF_RESULT, OF_FILTER, OF_TILE = (torch.kron(matrix, matrix) for matrix in matrices())
-"""Both sides at once, for pixels in one row: (16,36), (36,9) and (36,36)."""
+A, G, B = (torch.kron(matrix, matrix) for matrix in matrices())
+"""Both sides of the formula at once, for pixels in one row: (16,36), (36,9) and (36,36)."""
 
-FORTH, BACK = OF_TILE.float(), OF_RESULT.float()
+A32, B32 = A.float(), B.float()
 
 PRODUCTS: tuple[Any, ...] = ([0, 0], [1, 1], [1, 1], TILE**2)
 """Padding, stride, dilation and groups of the grouped convolution."""
@@ -60,23 +61,12 @@ PRODUCTS: tuple[Any, ...] = ([0, 0], [1, 1], [1, 1], TILE**2)
 def takes(convolution: nn.Conv2d, size: torch.Size) -> bool:
     """Whether it is worth it for the convolution of images of a size (N,C,H,W), or for the way back to them."""
     c = convolution
+    rows, columns = _tiles(size)
     return (
         (c.kernel_size, c.padding, c.stride, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
         and c.in_channels * c.out_channels >= LEAST_FILTERS
-        and tiles_of(size) >= LEAST_TILES
+        and rows * columns >= FEW
     )
-
-
-def tiles_of(size: torch.Size) -> int:
-    """Of one of the images of a size (N,C,H,W)."""
-    return -(-size[2] // STEP) * -(-size[3] // STEP)
-
-
-def in_hand(size: torch.Size) -> list[int]:
-    """How many of the images of a size (N,C,H,W) are computed at a time: so many as often as there are, then one."""
-    several = -(-TILES_IN_HAND // tiles_of(size))
-    times, rest = divmod(size[0], several)
-    return [several] * times + [1] * rest
 
 
 def of_gradient(weight: Tensor) -> Tensor:
@@ -85,8 +75,8 @@ def of_gradient(weight: Tensor) -> Tensor:
 
 
 def order(weight: Tensor, tiles: int) -> Tensor:
-    """G g G^T for all g of a weight (K,C,3,3), in the order in which oneDNN reads them for so many tiles in hand."""
-    filters = (OF_FILTER @ weight.double().flatten(2).movedim(2, 0).flatten(1)).float()  # (36, K C)
+    """G g G^T for all g of a weight (K,C,3,3), in the order in which oneDNN reads them for so many tiles."""
+    filters = (G @ weight.double().flatten(2).movedim(2, 0).flatten(1)).float()  # (36, K C)
     filters = filters.view(TILE**2 * weight.shape[0], weight.shape[1], 1, 1)
     size = (1, TILE**2 * weight.shape[1], 1, tiles)
     return torch.ops.mkldnn._reorder_convolution_weight(filters, *PRODUCTS, size)
@@ -99,31 +89,70 @@ def product(images: Tensor, outputs: int, filters: Callable[[int], Tensor], bias
     ----------
     images: (N,C,H,W) in channels-last order.
     outputs: K.
-    filters: their `order` for so many tiles at a time.
+    filters: their `order` for so many tiles, `FEW` or `MANY`.
     bias: (K,), or none.
 
     Returns
     -------
     (N,K,H,W) in channels-last order.
     """
-    size, bias = images.shape, images.new_zeros(outputs) if bias is None else bias
-    rows, columns = -(-size[2] // STEP), -(-size[3] // STEP)
-    found = images.new_empty(size[0], rows * STEP, columns * STEP, outputs)
-    cells = found.unflatten(2, (columns, STEP)).unflatten(1, (rows, STEP)).transpose(2, 3)  # (N, rows, columns, ...)
-    numbers = in_hand(size)
-    for some, into in zip(images.split(numbers), cells.split(numbers), strict=True):
-        tiles = cut(some, rows, columns)
-        forms = torch.bmm(FORTH.expand(len(tiles), -1, -1), tiles)
-        forms = forms.flatten(1)[None, None].permute(0, 3, 1, 2)  # (1, 36 C, 1, tiles) in channels-last order
-        forms = torch.ops.mkldnn._convolution_pointwise(forms, filters(len(tiles)), None, *PRODUCTS, "none", [], "")
-        forms = forms.permute(0, 2, 3, 1).reshape(len(tiles), TILE**2, outputs)
-        torch.add(torch.bmm(BACK.expand(len(tiles), -1, -1), forms).view(into.shape), bias, out=into)
-    return found[:, : size[2], : size[3]].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
-def cut(images: Tensor, rows: int, columns: int) -> Tensor:
-    """The tiles (N rows columns, 36, C) of images (N,C,H,W), four pixels apart, with zeros around them."""
-    height, width = images.shape[2:]
+    (number, _, height, width), (rows, columns) = images.shape, _tiles(images.shape)
+    bias = images.new_zeros(outputs) if bias is None else bias
+    size = (number, outputs, rows * STEP, columns * STEP)
+    found = torch.empty(size, memory_format=torch.channels_last)
+    cells = found.permute(0, 2, 3, 1).unflatten(2, (columns, STEP)).unflatten(1, (rows, STEP)).transpose(2, 3)
     framed = F.pad(images, (1, columns * STEP - width + 1, 1, rows * STEP - height + 1)).permute(0, 2, 3, 1)
-    tiles = framed.unfold(1, TILE, STEP).unfold(2, TILE, STEP)  # (N, rows, columns, C, 6, 6)
-    return tiles.movedim(3, 5).reshape(-1, TILE**2, images.shape[1])
+    tiles = framed.unfold(1, TILE, STEP).unfold(2, TILE, STEP).movedim(3, 5)  # (N, rows, columns, 6, 6, C)
+    for some in _at_once(number, rows, columns):
+        into = cells[some]  # (..., 4, 4, K)
+        torch.add(_results(tiles[some], outputs, filters).view(into.shape), bias, out=into)
+    whole = found.shape[2:] == (height, width)
+    return found if whole else found[:, :, :height, :width].contiguous(memory_format=torch.channels_last)
+
+
+def _results(tiles: Tensor, outputs: int, filters: Callable[[int], Tensor]) -> Tensor:
+    """Y (T,16,K) of tiles d (...,6,6,C), T in all."""
+    number, channels = tiles.shape[:-3].numel(), tiles.shape[-1]
+    parts = _parts(number)
+    d, y = tiles.new_empty(sum(parts), TILE**2, channels), tiles.new_empty(sum(parts), STEP**2, outputs)
+    d[:number].view(tiles.shape).copy_(tiles)
+    d[number:].zero_()
+    for some, into in zip(d.split(parts), y.split(parts), strict=True):
+        count = len(some)
+        forms = torch.bmm(B32.expand(count, -1, -1), some)  # B^T d B
+        forms = forms.view(1, 1, count, -1).permute(0, 3, 1, 2)  # (1, 36 C, 1, T) in channels-last order
+        sums = torch.ops.mkldnn._convolution_pointwise(forms, filters(count), None, *PRODUCTS, "none", [], "")
+        torch.bmm(A32.expand(count, -1, -1), sums.permute(0, 2, 3, 1).view(count, -1, outputs), out=into)
+    return y[:number]
+
+
+def _tiles(size: torch.Size) -> tuple[int, int]:
+    """Rows and columns of tiles of one of the images of a size (N,C,H,W)."""
+    return -(-size[2] // STEP), -(-size[3] // STEP)
+
+
+def _at_once(number: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """The images, and the rows of tiles in them, that are cut out at once."""
+    images, band = max(1, AT_ONCE // (rows * columns)), max(1, AT_ONCE // columns)
+    for first in range(0, number, images):
+        for top in range(0, rows, band):
+            yield slice(first, first + images), slice(top, top + band)
+
+
+def _parts(number: int) -> list[int]:
+    """So many tiles in parts of `MANY`, and at the end of `FEW` where less is computed for nothing."""
+    many, rest = divmod(number, MANY)
+    few = -(-rest // FEW)
+    return [MANY] * many + ([FEW] * few if few <= MANY // FEW // 2 else [MANY])
+
+
+def works() -> bool:
+    """Whether oneDNN's operations are there and do what they are for here."""
+    weight, images = torch.linspace(-1, 1, 54).view(3, 2, 3, 3), torch.linspace(-1, 1, 800).view(1, 2, 20, 20)
+    images = images.contiguous(memory_format=torch.channels_last)
+    try:
+        found = [product(part, 3, lambda tiles: order(weight, tiles), None) for part in (images, images[:, :, 4:8])]
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+    usual = F.conv2d(images, weight, padding=1), F.conv2d(images[:, :, 4:8], weight, padding=1)
+    return all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, usual, strict=True))

@@ -30,8 +30,9 @@ def conflicts(runs: Mapping[K, Run]) -> dict[K, list[str]]:
     run is of the whole data set, those that are of a part of it have no say.
     """
     found: dict[K, list[str]] = {}
+    whole = {key for key, run in runs.items() if run.identity.get("limit") is None}
     for group, beginnings in [(list(runs), SAME_DATA), *((keys, SAME_MODEL) for keys in _by_model(runs))]:
-        for key, fields in _apart({key: _part(runs[key], beginnings) for key in group}).items():
+        for key, fields in _apart({key: _part(runs[key], beginnings) for key in group}, whole).items():
             found.setdefault(key, []).extend(fields)
     return found
 
@@ -46,13 +47,16 @@ def _part(run: Run, beginnings: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in fields if name.startswith(tuple(beginnings)) and name not in NAMES}
 
 
-def _apart(parts: Mapping[K, dict[str, Any]]) -> dict[K, list[str]]:
-    """The fields in which each part differs from the most common one; metrics that one side lacks do not count."""
+def _apart(parts: Mapping[K, dict[str, Any]], whole: set[K]) -> dict[K, list[str]]:
+    """The fields in which each part differs from the most common one, of `whole` runs if there are any.
+
+    Metrics that one side lacks do not count.
+    """
     texts = {key: json.dumps(part, sort_keys=True) for key, part in parts.items()}
     if len(set(texts.values())) < 2:
         return {}
-    whole = [texts[key] for key, part in parts.items() if part.get("limit") is None]
-    most = json.loads(Counter(whole or texts.values()).most_common(1)[0][0])
+    asked = [text for key, text in texts.items() if key in whole] or texts.values()
+    most = json.loads(Counter(asked).most_common(1)[0][0])
     apart = {key: _fields(most, json.loads(text)) for key, text in texts.items()}
     return {key: fields for key, fields in apart.items() if fields}
 
