@@ -34,7 +34,7 @@ FEW, MANY = 16, 64
 """Tiles of a grouped convolution. Always the same numbers, because the order of the filters in memory hangs on them;
 with fewer tiles, reading the filters, four times as large in their other form, takes as long as is saved."""
 
-AT_ONCE = 256
+AT_ONCE = 1024
 """Tiles that are cut out at once, so that large images need little more memory than small ones."""
 
 
