@@ -1,4 +1,4 @@
-"""What the network itself costs on this machine, and the floor: the least time that a method's passes can take."""
+"""What the plain network costs on this machine, and the floor: the least time that a method's passes take with it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -99,7 +99,7 @@ def product(images: Tensor, outputs: int, filters: Callable[[int], Tensor], bias
     (number, _, height, width), (rows, columns) = images.shape, _tiles(images.shape)
     bias = images.new_zeros(outputs) if bias is None else bias
     size = (number, outputs, rows * STEP, columns * STEP)
-    found = torch.empty(size, memory_format=torch.channels_last)
+    found = torch.empty(size, dtype=images.dtype, memory_format=torch.channels_last)
     cells = found.permute(0, 2, 3, 1).unflatten(2, (columns, STEP)).unflatten(1, (rows, STEP)).transpose(2, 3)
     framed = F.pad(images, (1, columns * STEP - width + 1, 1, rows * STEP - height + 1)).permute(0, 2, 3, 1)
     tiles = framed.unfold(1, TILE, STEP).unfold(2, TILE, STEP).movedim(3, 5)  # (N, rows, columns, 6, 6, C)
