@@ -21,8 +21,8 @@ from camexp.pairs import Pairs
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch was built without oneDNN")
 
-SIZES = [(1, 128, 16, 16), (1, 128, 13, 30), (3, 128, 45, 46), (9, 128, 14, 17), (2, 128, 80, 72)]
-"""One image, several at once, one at a time, and a part of one; sides that are multiples of four or not."""
+SIZES = [(1, 128, 28, 28), (1, 128, 29, 30), (3, 128, 45, 46), (9, 128, 14, 17), (2, 128, 80, 72), (12, 128, 8, 7)]
+"""One image, several of them, a part of one at a time; sides that are multiples of four or not."""
 
 
 def images(*size: int) -> Tensor:
@@ -135,7 +135,7 @@ def test_gradients_are_the_same(size: tuple[int, ...]) -> None:
 def test_what_follows_is_done_as_well() -> None:
     plain = convolution(128, 128)
     product = vars(with_winograd(plain))["_conv_forward"]
-    batch, plus = images(2, 128, 16, 16), images(2, 128, 16, 16).flip(0)
+    batch, plus = images(3, 128, 16, 16), images(3, 128, 16, 16).flip(0)
     for way, expected in (
         ({}, plain(batch)),
         ({"then": "relu"}, plain(batch).relu()),
@@ -144,14 +144,14 @@ def test_what_follows_is_done_as_well() -> None:
     ):
         found = product.product(batch, plain.weight, plain.bias, **way)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(plus, images(2, 128, 16, 16).flip(0))
+    torch.testing.assert_close(plus, images(3, 128, 16, 16).flip(0))
 
 
 @pytest.mark.parametrize("side", [16, 18])
 def test_results_may_be_changed_in_place(side: int) -> None:
     gradients = []
     for each in (plain := convolution(), with_winograd(plain)):
-        batch = images(2, 128, side, side).requires_grad_()
+        batch = images(4, 128, side, side).requires_grad_()
         found = each(batch)
         found += batch.sum()
         found.relu_().square().sum().backward()
@@ -213,7 +213,7 @@ def test_parts_are_of_two_sizes_and_little_is_computed_for_nothing(number: int) 
 def test_double_gradients_go_the_usual_way() -> None:
     gradients = []
     for each in (plain := convolution(), with_winograd(plain)):
-        batch = images(1, 128, 16, 16).requires_grad_()
+        batch = images(3, 128, 16, 16).requires_grad_()
         (first,) = torch.autograd.grad(each(batch).square().sum(), batch, create_graph=True)
         (second,) = torch.autograd.grad(first.square().sum(), batch)
         gradients.append(second)
@@ -226,7 +226,7 @@ def test_nothing_is_where_the_operations_fail(monkeypatch: pytest.MonkeyPatch) -
     assert not winograd.works()
     packed = with_winograd(plain)
     with Counted() as counted:
-        packed(images(1, 128, 16, 16))
+        packed(images(3, 128, 16, 16))
     assert (counted.transforms, counted.orders) == (0, 1)
 
 
@@ -238,18 +238,18 @@ def test_differences_are_computed_directly() -> None:
     class Own:
         def weighted(self, function, weight, bias, usual):  # type: ignore[no-untyped-def]
             asked.append(function)
-            return function(images(1, 128, 16, 16), weight, bias)
+            return function(images(3, 128, 16, 16), weight, bias)
 
     with Counted() as counted:
         found = packed._conv_forward(Own(), packed.weight, packed.bias)
     assert counted.transforms == 0
-    torch.testing.assert_close(found, plain(images(1, 128, 16, 16)))
+    torch.testing.assert_close(found, plain(images(3, 128, 16, 16)))
     assert asked
 
 
 def test_rounding_error_is_at_most_four_times_that_of_the_plain_sum() -> None:
     plain = convolution(512, 512, bias=False)
-    batch = images(1, 512, 16, 16).relu()
+    batch = images(4, 512, 16, 16).relu()
     exact = F.conv2d(batch.double(), plain.weight.double(), padding=1)
     errors = [(each(batch) - exact).square().mean().sqrt() for each in (with_winograd(plain), plain)]
     assert errors[0] < 4 * errors[1]
@@ -257,12 +257,12 @@ def test_rounding_error_is_at_most_four_times_that_of_the_plain_sum() -> None:
 
 def test_no_light_gives_the_bias_to_the_bit() -> None:
     plain = convolution()
-    found = with_winograd(plain)(images(1, 128, 16, 16) * 0)
+    found = with_winograd(plain)(images(3, 128, 16, 16) * 0)
     assert torch.equal(found, plain.bias[:, None, None].expand_as(found))
 
 
 def test_what_is_not_a_number_is_seen() -> None:
-    batch = images(1, 128, 16, 16)
+    batch = images(3, 128, 16, 16)
     batch[0, 5, 3, 3] = torch.nan
     found = with_winograd(convolution())(batch)[0]
     assert found[:, 2:5, 2:5].isnan().all()
@@ -274,7 +274,7 @@ def test_what_is_not_a_number_is_seen() -> None:
     [
         ({"channels": 64}, 16), ({"filters": 80}, 16), ({"kernel_size": 1, "padding": 0}, 16),
         ({"kernel_size": 5, "padding": 2}, 16), ({"padding": 0}, 16), ({"padding": 2}, 16), ({"stride": 2}, 16),
-        ({"dilation": 2}, 16), ({"groups": 2}, 16), ({}, 12),
+        ({"dilation": 2}, 16), ({"groups": 2}, 16), ({}, 12),  # 27 tiles
     ],
 )  # fmt: skip
 def test_others_are_convolved_as_before(settings: dict[str, int], side: int) -> None:
@@ -282,7 +282,7 @@ def test_others_are_convolved_as_before(settings: dict[str, int], side: int) -> 
     packed = with_winograd(plain)
     results = []
     for each in (plain, packed):
-        batch = images(1, plain.in_channels, side, side).requires_grad_()
+        batch = images(3, plain.in_channels, side, side).requires_grad_()
         with Counted() as counted:
             found = each(batch)
             found.square().sum().backward()
@@ -295,7 +295,7 @@ def test_switched_off_nothing_is() -> None:
     packed = convolution()
     pack_convolutions(packed)
     with Counted() as counted:
-        packed(images(1, 128, 16, 16))
+        packed(images(3, 128, 16, 16))
     assert counted.transforms == 0
 
 
@@ -306,7 +306,7 @@ def test_filters_are_made_once_whatever_the_number_of_images_and_their_size() ->
     plain = convolution()
     packed = with_winograd(plain)
     with Counted() as counted:
-        for size, made in (((4, 16, 16), 1), ((1, 16, 16), 2), ((7, 16, 16), 2), ((3, 45, 46), 2), ((1, 20, 37), 2)):
+        for size, made in (((4, 16, 16), 1), ((3, 16, 16), 1), ((5, 16, 16), 2), ((3, 45, 46), 2), ((1, 20, 37), 2)):
             batch = images(size[0], 128, *size[1:])
             torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-4, atol=1e-5)
             assert counted.orders == made
@@ -314,7 +314,7 @@ def test_filters_are_made_once_whatever_the_number_of_images_and_their_size() ->
 
 def test_filters_are_made_anew_for_other_weights_and_by_copies() -> None:
     plain = convolution()
-    packed, batch = with_winograd(plain), images(1, 128, 16, 16)
+    packed, batch = with_winograd(plain), images(3, 128, 16, 16)
     packed(batch)
     for each in (plain, packed):
         each.weight.mul_(2)

@@ -30,9 +30,11 @@ POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 LEAST_FILTERS = 2**14
 """Channels in by channels out: with fewer, giving tiles their other form and back takes as long as is saved."""
 
+LEAST_TILES = 48
+"""In a pass: with fewer, reading the filters, four times as large in their other form, takes as long as is saved."""
+
 FEW, MANY = 16, 64
-"""Tiles of a grouped convolution. Always the same numbers, because the order of the filters in memory hangs on them;
-with fewer tiles, reading the filters, four times as large in their other form, takes as long as is saved."""
+"""Tiles of a grouped convolution: always the same numbers, because the order of the filters in memory hangs on them."""
 
 AT_ONCE = 1024
 """Tiles that are cut out at once, so that large images need little more memory than small ones."""
@@ -65,7 +67,7 @@ def takes(convolution: nn.Conv2d, size: torch.Size) -> bool:
     return (
         (c.kernel_size, c.padding, c.stride, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
         and c.in_channels * c.out_channels >= LEAST_FILTERS
-        and rows * columns >= FEW
+        and size[0] * rows * columns >= LEAST_TILES
     )
 
 
