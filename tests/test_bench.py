@@ -510,6 +510,23 @@ def test_interrupt_keeps_what_is_finished(
     assert "Grad-CAM" in (tmp_path / "bench.md").read_text()
 
 
+def test_what_a_network_does_not_allow_is_measured_in_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: list[Cell], capsys: Any
+) -> None:
+    """A long call would be ended before the method says so."""
+    measure = table.measure_cell
+
+    def refused(cell: Cell, *args: Any) -> dict[str, str]:
+        if cell.images == 1 and cell.method == "cam":
+            raise CamexpError("another network is needed")
+        return measure(cell, *args)
+
+    monkeypatch.setattr(table, "measure_cell", refused)
+    assert bench(tmp_path, "--methods", "cam,gradcam", "--models", "resnet50", "--images", "1,2", "--classes", "1") == 0
+    assert [(cell.method, cell.images) for cell in measured] == [("gradcam", 1), ("gradcam", 2)]
+    assert "cam resnet50 2x1: another network is needed" in capsys.readouterr().out
+
+
 def test_without_time_left_cells_are_named(tmp_path: Path, measured: list[Cell], capsys: Any) -> None:
     some = ("--methods", "gradcam", "--models", "resnet50", "--classes", "1")
     assert bench(tmp_path, *some, "--images", "1") == 0

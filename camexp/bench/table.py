@@ -117,6 +117,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.subjects: dict[str, Subject] = {}
         self.forward: dict[str, float] = {}  # seconds of a plain pass, by model
+        self.impossible: dict[tuple[str, str], str] = {}  # why, by method and model: a call may end before it is seen
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Measure the cells that are not finished, as far as the time allows."""
@@ -142,10 +143,14 @@ class Bench:
             if least_seconds(1, shape, forward, subject.batch) > self.budget.left:
                 self._leave_out(cell, "no time left", progress)
                 continue
+            if (cell.method, cell.model) in self.impossible:
+                self._leave_out(cell, self.impossible[cell.method, cell.model], progress)
+                continue
             seconds = self.budget.share(cell, rest, self.forward)
             try:
                 row = measure_cell(cell, subject, rates, seconds, self.rounds, partial(say, cell))
             except CamexpError as error:
+                self.impossible[cell.method, cell.model] = str(error)
                 self._leave_out(cell, str(error), progress)
                 continue
             self.store.add(row)
