@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import resolve_name
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,7 @@ def identify(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
     return fields | {
         "method_source": source_hash([plain["method"]["_target_"]]),
-        "metrics_source": source_hash(node["_target_"] for node in plain["metrics"].values()),
+        **{f"metrics.{name}.source": source_hash([node["_target_"]]) for name, node in plain["metrics"].items()},
         "weights_sha256": weights,
         "pairs_sha256": pairs_hash(dataset),
         "annotations_sha256": dataset.annotations_sha256,
@@ -40,7 +41,7 @@ def identify(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
 
 def source_hash(targets: Iterable[str]) -> str:
     """Beginning of the SHA-256 of the modules that `targets`, dotted names, are in, and of those that they import from
-    their own package; comments, docstrings and layout do not count.
+    their own package or find beside it (packages beside it do not count); nor do comments, docstrings and layout.
 
     Empty for what has no source. It is the same for every version of Python that runs the code.
     """
@@ -48,34 +49,38 @@ def source_hash(targets: Iterable[str]) -> str:
     for target in targets:
         module = inspect.getmodule(get_object(target))
         if module is not None:
-            _add_sources(module, found)
+            _add_sources(module, module.__package__ or module.__name__, found)
     return hashlib.sha256("\n".join(found[name] for name in sorted(found)).encode()).hexdigest()[:16] if found else ""
 
 
-def _add_sources(module: ModuleType, found: dict[str, str]) -> None:
-    """Add the source of a module, and those of what it imports from its own package, by their names."""
+def _add_sources(module: ModuleType, home: str, found: dict[str, str]) -> None:
+    """Add by name the source of a module, and those of what it imports from a package or modules beside that."""
     try:
         tree = ast.parse(inspect.getsource(module))
     except (TypeError, OSError, SyntaxError):
         return
     found[module.__name__] = _told(tree)
     for name in _imported(tree, module.__package__ or module.__name__):
-        if name not in found:
+        inside, beside = name.startswith(f"{home}."), "." in name and _parent(name) == _parent(home)
+        if name not in found and (inside or beside):
             with suppress(ImportError):  # what is imported from a module is no module itself
-                _add_sources(import_module(name), found)
+                imported = import_module(name)
+                if inside or not hasattr(imported, "__path__"):
+                    _add_sources(imported, home, found)
 
 
 def _imported(tree: ast.AST, package: str) -> Iterator[str]:
-    """Names that a source imports from the package that it is in, and of the modules that hold them."""
+    """Whole names of what a source in a package imports, and of the modules that hold it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level <= 1:
-            origin = ".".join(filter(None, [package if node.level else "", node.module]))
-            names = [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if name.startswith(f"{package}."))
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _told(node: Any) -> str:

@@ -101,22 +101,20 @@ def keys_in(folder: Path) -> set[Key]:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two identities differ, as "field: old -> new"."""
+    """The fields in which two identities differ, as "field: old -> new"; hashes of code count where both have them."""
     names = [*old, *(name for name in new if name not in old)]
-    return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
+    known = [n for n in names if not _is_source(n) or (n in old and n in new)]
+    return [f"{n}: {old.get(n)!r} -> {new.get(n)!r}" for n in known if old.get(n) != new.get(n)]
+
+
+def _is_source(field: str) -> bool:
+    """Whether a field of an identity hashes code: versions differ in which there are."""
+    return field in ("method_source", "metrics_source", "method_code") or (
+        field.startswith("metrics.") and field.endswith(".source")
+    )
 
 
 FILES = ("records.csv", "failures.csv", "timing.csv", "run.json")
-
-
-SOURCES = ("method_source", "metrics_source", "method_code")
-"""Fields of an identity that hash code; versions differ in which there are, and in how."""
-
-
-def _refusal(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In what two identities differ; hashes of code count where both have them."""
-    one_sided = {name for name in SOURCES if (name in old) != (name in new)}
-    return differing(*({n: v for n, v in identity.items() if n not in one_sided} for identity in (old, new)))
 
 
 class RunFolder:
@@ -168,7 +166,7 @@ class RunFolder:
 
     def _check(self, identity: Mapping[str, Any]) -> None:
         stored = self.read_info().get("identity")
-        fields = _refusal(stored, identity) if stored else []
+        fields = differing(stored, identity) if stored else []
         if (fields or not stored) and self._nothing_computed():
             self._clear()
         elif not stored:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from camexp.identity import pairs_hash, source_hash
+from camexp.config import compose_config, make_dataset
+from camexp.identity import identify, pairs_hash, source_hash
 
 CODE = '''"""A method of one's own."""
 
@@ -81,38 +82,67 @@ def test_what_has_no_source_has_no_hash() -> None:
     assert source_hash(["camexp.methods.gradcam.GradCAM"]) != ""
 
 
-@pytest.mark.parametrize(
-    "imported",
-    [
-        "from own.part import SCALE",
-        "from .part import SCALE",
-        "from . import part",
-        "import own.part",
-        "from own import all",
-    ],
-)
-def test_what_is_imported_from_the_same_package_counts(
-    imported: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hash_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """The hash of a class `Own` in own/methods/method.py, after sources of the package were written, by their paths."""
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    (tmp_path / "own").mkdir()
-    sources = {"__init__": "", "all": "from own import part\n", "other": "", "part": "SCALE = 1\n"}
-    sources["method"] = f"import json\n{imported}\n\n\nclass Own:\n    pass\n"
+    for name in ("methods", "models"):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        (tmp_path / "own" / name / "__init__.py").touch()
 
-    def hash_with(**changed: str) -> str:
-        for name, source in (sources | changed).items():
+    def hash_with(sources: dict[str, str]) -> str:
+        for name, source in sources.items():
             (tmp_path / "own" / f"{name}.py").write_text(source)
         for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
             del sys.modules[name]
         importlib.invalidate_caches()
         linecache.clearcache()
-        return source_hash(["own.method.Own"])
+        return source_hash(["own.methods.method.Own"])
 
-    first = hash_with()
-    assert hash_with(part="# a remark\nSCALE = 1\n") == first
-    assert hash_with(other="SCALE = 2\n") == first
-    assert hash_with(part="SCALE = 2\n") != first
+    return hash_with
+
+
+def method_that(imports: str) -> str:
+    """Source of a method."""
+    return f"import json\n{imports}\n\n\nclass Own:\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    "imported",
+    [
+        "from own.methods.part import SCALE",
+        "from .part import SCALE",
+        "from . import part",
+        "import own.methods.part",
+        "from own.methods import all",
+    ],
+)
+def test_what_is_imported_from_the_same_package_counts(hash_with, imported: str) -> None:  # type: ignore[no-untyped-def]
+    sources = {"methods/all": "from own.methods import part\n", "methods/other": "", "methods/part": "SCALE = 1\n"}
+    first = hash_with(sources | {"methods/method": method_that(imported)})
+    assert hash_with({"methods/part": "# a remark\nSCALE = 1\n"}) == first
+    assert hash_with({"methods/other": "SCALE = 2\n"}) == first
+    assert hash_with({"methods/part": "SCALE = 2\n"}) != first
+
+
+@pytest.mark.parametrize(
+    "imported",
+    ["from own.ranking import SCALE", "from ..ranking import SCALE", "from .. import ranking", "from . import part"],
+)
+def test_modules_beside_the_package_count_but_packages_do_not(hash_with, imported: str) -> None:  # type: ignore[no-untyped-def]
+    sources = {"ranking": "SCALE = 1\n", "models/net": "SCALE = 1\n", "methods/part": "from own import ranking\n"}
+    first = hash_with(sources | {"methods/method": method_that(f"{imported}\nfrom own.models import net")})
+    assert hash_with({"models/net": "SCALE = 2\n"}) == first
+    assert hash_with({"ranking": "SCALE = 2\n"}) != first
+
+
+def test_every_metric_has_a_hash() -> None:
+    cfg = compose_config(["dataset=minivoc", "limit=1"])
+    found = identify(cfg, make_dataset(cfg), "weights")
+    sources = {name: value for name, value in found.items() if name.endswith(".source")}
+    assert set(sources) == {f"metrics.{name}.source" for name in cfg.metrics}
+    assert all(sources.values())
 
 
 def test_pairs_and_their_order_count() -> None:

@@ -202,6 +202,13 @@ def test_a_run_that_computed_nothing_does_not_keep_its_folder(tmp_path):
         RunFolder(tmp_path, METRICS, IDENTITY | {"seed": 1})
 
 
+def test_hashes_of_code_differ_only_where_both_have_them():
+    old = {"seed": 0, "metrics.drop.source": "a", "method_source": "b"}
+    assert differing(old, {"seed": 0}) == differing({"seed": 0}, old) == []
+    assert differing(old, old | {"metrics.drop.source": "c"}) == ["metrics.drop.source: 'a' -> 'c'"]
+    assert differing({"method.source": 1}, {}) == ["method.source: 1 -> None"]  # a parameter of that name
+
+
 def test_rows_of_other_code_are_refused(tmp_path):
     finished(tmp_path)
     RunFolder(tmp_path, METRICS, IDENTITY | {"method_source": "new"}).close()  # rows of before this field go on

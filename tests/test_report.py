@@ -462,11 +462,13 @@ def test_missing_times_leave_only_the_run_time_empty(tmp_path, capsys):
     assert cells.set_index("metric")["verdict"].to_dict()["runtime"] == "not run"
 
 
-@pytest.mark.parametrize("field", ["protocol.score", "weights_sha256", "annotations_sha256", "limit"])
+@pytest.mark.parametrize(
+    "field", ["protocol.score", "weights_sha256", "annotations_sha256", "limit", "metrics.ebpg.source"]
+)
 def test_runs_that_disagree_are_marked_named_and_not_ranked(tmp_path, field):
     for method, value in {"gradcam": 0.5, "igcam": 0.6, "sise": 0.9}.items():
         identity = {"protocol.score": "softmax", "weights_sha256": "w", "annotations_sha256": "a", "limit": None}
-        identity |= {field: 7} if method == "sise" else {}
+        identity |= {"metrics.ebpg.source": "s"} | ({field: 7} if method == "sise" else {})
         write_run(tmp_path, "voc2007", method, [("a", 0, value)], identity=identity)
     experiment = experiment_of("voc2007", *(Column(m, m) for m in ("gradcam", "igcam", "sise")))
     cells = cells_of(tmp_path, experiment).set_index("column")
@@ -476,6 +478,13 @@ def test_runs_that_disagree_are_marked_named_and_not_ranked(tmp_path, field):
     ours = next(line for line in text.splitlines() if "EBPG" in line)
     assert [c.strip() for c in ours.split("|")[3:6]] == ["<u>50.0</u>", "**60.0**", "90.0‡"]
     assert f"‡ Unlike most runs of this table, not to be compared: ResNet-50 sise {field}" in text
+
+
+def test_runs_of_before_the_hash_of_metrics_stand_in_the_table(tmp_path):
+    for method, source in {"gradcam": {"metrics.ebpg.source": "s"}, "igcam": {}}.items():
+        write_run(tmp_path, "voc2007", method, [("a", 0, 0.5)], identity={"metrics.ebpg._target_": "t"} | source)
+    cells = cells_of(tmp_path, experiment_of("voc2007", Column("gradcam", "G"), Column("igcam", "I")))
+    assert not cells["conflict"].astype(bool).any()
 
 
 @pytest.mark.parametrize("others", [{}, {"weights_sha256": "old"}], ids=["same weights", "other weights"])

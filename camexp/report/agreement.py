@@ -81,13 +81,11 @@ def without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     kept: list[Run] = []
     problems = []
     bare = [{n: v for n, v in run.identity.items() if n not in FREE} for run in runs]
-    texts = [json.dumps(part, sort_keys=True) for part in bare]
-    most = Counter(texts).most_common(1)[0][0]
+    most = json.loads(Counter(json.dumps(part, sort_keys=True) for part in bare).most_common(1)[0][0])
     seeds: dict[Any, Run] = {}
-    for run, part, text in zip(runs, bare, texts, strict=True):
+    for run, part in zip(runs, bare, strict=True):
         seed = run.identity.get("seed", str(run.path))
-        if text != most:
-            fields = "; ".join(differing(json.loads(most), part))
+        if fields := "; ".join(differing(most, part)):
             problems.append(f"not shown: {run.path} would stand in one cell with others but differs in {fields}")
         elif seed in seeds:
             problems.append(f"not shown: {run.path} is the run of {seeds[seed].path} with the same seed")
