@@ -62,6 +62,10 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
     assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
     assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounded=0.99).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounded=0.991).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 0.99995, 0.01, "drop", rounded=0.99).verdict == "yes"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.2, "drop", rounded=0.99).verdict == "MISSES"
 
 
 def test_guard_tells_a_path_that_changes_nothing() -> None:
@@ -144,7 +148,9 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     (found,) = checked.compare([Path("same")], ["gradcam"])
     assert drawn == [0, 1, 2]
     assert found.change == 0
+    assert found.cosine == pytest.approx(1)
     assert found.rounding > 1
+    assert found.rounded < 0.99
 
 
 def test_cosine_by_hand() -> None:
