@@ -75,8 +75,9 @@ def _imported(tree: ast.AST, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = resolve_name("." * node.level + (node.module or ""), package)
-            yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
+            with suppress(ImportError):  # beyond the top; the source may not mind
+                origin = resolve_name("." * node.level + (node.module or ""), package)
+                yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
 
 
 def _parent(name: str) -> str:

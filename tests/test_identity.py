@@ -137,6 +137,11 @@ def test_modules_beside_the_package_count_but_packages_do_not(hash_with, importe
     assert hash_with({"ranking": "SCALE = 2\n"}) != first
 
 
+def test_an_import_beyond_the_top_is_left_out(hash_of) -> None:  # type: ignore[no-untyped-def]
+    beyond = "try:\n    from ..other import SCALE\nexcept ImportError:\n    SCALE = 2\n"
+    assert hash_of(CODE.replace("SCALE = 2\n", beyond)) != ""
+
+
 def test_every_metric_has_a_hash() -> None:
     cfg = compose_config(["dataset=minivoc", "limit=1"])
     found = identify(cfg, make_dataset(cfg), "weights")
