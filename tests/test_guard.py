@@ -55,6 +55,7 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     exact, rounded = Path("a"), Path("b", cosine=ROUNDED)
     assert guard.Finding(exact, "m", 1, 0.9999, 0.1, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 0.99989, 0.0, "ebpg").passes
+    assert not guard.Finding(exact, "m", 1, 0.9998999, 0.0, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
     assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
     assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", rounding=0.5).verdict == "as rounding"

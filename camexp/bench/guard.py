@@ -1,8 +1,8 @@
 """The accuracy guard: maps and metrics of every fast path against those of the plain one.
 
 Every path that changes the order of sums changes the last digits of a map, and some numbers hang on them: Increase
-of a pair whose two confidences all but agree, Drop of a map whose most important pixels all but tie, DeepLIFT's map of
-an image in which two inputs of a max-pooling do. So the guard also measures how far maps and metrics move when nothing
+of a pair whose two confidences all but agree, Drop of a map whose most important pixels all but tie, maps of methods
+that choose, as DeepLIFT does at max-poolings. So the guard also measures how far maps and metrics move when nothing
 changes but the rounding of the weights (`nudge`), as another processor or library would make them move; a path may
 move them as far.
 """
@@ -76,8 +76,8 @@ class Finding:
 
     @property
     def passes(self) -> bool:
-        needed, allowed = min(self.path.cosine, self.rounded), max(POINTS, self.rounding)
-        return self.cosine >= needed - EQUAL and self.change <= allowed + EQUAL
+        needed, allowed = min(self.path.cosine, self.rounded - EQUAL), max(POINTS, self.rounding)
+        return self.cosine >= needed and self.change <= allowed + EQUAL
 
     @property
     def verdict(self) -> str:
