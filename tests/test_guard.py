@@ -53,20 +53,21 @@ def test_guard_names_the_path_that_misses(
 
 def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     exact, rounded = Path("a"), Path("b", cosine=ROUNDED)
+    moved, turned = guard.Reach(change=0.5), guard.Reach(cosine=0.99)
     assert guard.Finding(exact, "m", 1, 0.9999, 0.1, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 0.99989, 0.0, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 0.9998999, 0.0, "ebpg").passes
     assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
     assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
-    assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", rounding=0.5).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.5 + 1e-9, "drop", rounding=0.5).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", rounding=0.5).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", rounding=0.5).verdict == "yes"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounding=0.5).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounded=0.99).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", rounded=0.991).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 0.99995, 0.01, "drop", rounded=0.99).verdict == "yes"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.2, "drop", rounded=0.99).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", moved).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.5 + 1e-9, "drop", moved).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", moved).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", moved).verdict == "yes"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", moved).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", turned).verdict == "as rounding"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", guard.Reach(cosine=0.991)).verdict == "MISSES"
+    assert guard.Finding(exact, "m", 1, 0.99995, 0.01, "drop", turned).verdict == "yes"
+    assert guard.Finding(exact, "m", 1, 0.99, 0.2, "drop", turned).verdict == "MISSES"
 
 
 def test_guard_tells_a_path_that_changes_nothing() -> None:
@@ -150,8 +151,8 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     assert drawn == [0, 1, 2]
     assert found.change == 0
     assert found.cosine == pytest.approx(1)
-    assert found.rounding > 1
-    assert found.rounded < 0.99
+    assert found.rounding.change > 1
+    assert found.rounding.cosine < 0.99
 
 
 def test_cosine_by_hand() -> None:

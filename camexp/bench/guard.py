@@ -54,6 +54,15 @@ class Explained:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How far rounding alone moves a method: the smallest cosine of any pair's map and the largest change of any
+    metric's mean, in percent points, over all draws."""
+
+    cosine: float = 1.0
+    change: float = 0.0
+
+
+@dataclass(frozen=True)
 class Finding:
     """One path and method against the plain one.
 
@@ -61,7 +70,7 @@ class Finding:
     ----------
     cosine: the smallest of any pair; same: whether every map is the plain one, bit for bit.
     change: the largest of any metric's mean, in percent points, and that metric.
-    rounded, rounding: the smallest cosine and the largest change that rounding alone made with this method.
+    rounding: what rounding alone did to this method.
     """
 
     path: Path
@@ -70,13 +79,12 @@ class Finding:
     cosine: float
     change: float
     metric: str
-    rounded: float = 1.0
-    rounding: float = 0.0
+    rounding: Reach = Reach()
     same: bool = False
 
     @property
     def passes(self) -> bool:
-        needed, allowed = min(self.path.cosine, self.rounded - EQUAL), max(POINTS, self.rounding)
+        needed, allowed = min(self.path.cosine, self.rounding.cosine - EQUAL), max(POINTS, self.rounding.change)
         return self.cosine >= needed and self.change <= allowed + EQUAL
 
     @property
@@ -90,8 +98,8 @@ class Finding:
 
     def line(self) -> list[str]:
         """The cells of `HEAD` up to the verdict."""
-        maps = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", f"{self.rounded:.7f}"]
-        told = [*maps, f"{self.change:.3f} ({self.metric})", f"{self.rounding:.3f}"]
+        maps = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", f"{self.rounding.cosine:.7f}"]
+        told = [*maps, f"{self.change:.3f} ({self.metric})", f"{self.rounding.change:.3f}"]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
@@ -153,30 +161,30 @@ class Guard:
         with tqdm(total=len(methods) * (1 + ROUNDINGS + len(paths)), desc="guard", unit="run") as progress:
             plain = self._plainly(methods, progress)
             progress.total = len(methods) + len(plain) * (ROUNDINGS + len(paths))
-            moved = self._by_rounding(plain, progress)
+            reach = self._by_rounding(plain, progress)
             for path in paths:
                 walk = self.walk(path)
                 for name, expected in plain.items():
                     found = finding(path, name, expected, self.explained(walk, self.method(name)))
-                    found = replace(found, rounded=moved[name].cosine, rounding=moved[name].change)
+                    found = replace(found, rounding=reach[name])
                     progress.write(" | ".join(found.line()), file=sys.stderr)
                     progress.update()
                     yield found
 
-    def _by_rounding(self, plain: Mapping[str, Explained], progress: tqdm) -> dict[str, Finding]:
-        """For every method the smallest cosine and the largest change that other roundings make on the plain path."""
-        moved = {name: Finding(PLAINLY, name, len(expected.maps), 1.0, 0.0, "") for name, expected in plain.items()}
+    def _by_rounding(self, plain: Mapping[str, Explained], progress: tqdm) -> dict[str, Reach]:
+        """Of every method, on the plain path."""
+        reach = dict.fromkeys(plain, Reach())
         for draw in range(ROUNDINGS):
             walk = self.walk(PLAINLY)
             nudge(walk.classifier.network, draw)
             for name, expected in plain.items():
                 progress.set_postfix_str(f"rounding {draw + 1} {name}")
                 found = finding(PLAINLY, name, expected, self.explained(walk, self.method(name)))
-                worst = min(moved[name].cosine, found.cosine), max(moved[name].change, found.change)
-                moved[name] = replace(found, cosine=worst[0], change=worst[1])
+                known = reach[name]
+                reach[name] = Reach(min(known.cosine, found.cosine), max(known.change, found.change))
                 progress.update()
         progress.set_postfix_str("")
-        return moved
+        return reach
 
     def _plainly(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
         found = {}
