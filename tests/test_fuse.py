@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from camexp.methods.sise import SISE
 from camexp.models.build import narrow
 from camexp.models.classifier import Classifier
 from camexp.models.fold import fold_batch_norms
-from camexp.models.fuse import Fused, fuse_activations
+from camexp.models.fuse import Fused, fuse_activations, watched
 from camexp.models.pack import pack_convolutions
 from camexp.models.tail import tail_behind
 from camexp.pairs import Pairs
@@ -340,6 +341,38 @@ def test_wrong_images_are_refused_in_the_usual_words(size: tuple[int, ...]) -> N
             each(torch.zeros(size).contiguous(memory_format=torch.channels_last))
         errors.append(str(error.value))
     assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
+def test_a_shortcut_of_another_shape_is_refused_in_the_usual_words(block: type[BasicBlock] | type[Bottleneck]) -> None:
+    network = nn.Sequential(block(8, 4)).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    fold_batch_norms(network)
+    other = fused(network)
+    errors = []
+    for each in (network, other):
+        with pytest.raises(RuntimeError) as error:
+            each(images(channels=8))
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+EVERYWHERE = [
+    nn.modules.module.register_module_forward_pre_hook,
+    nn.modules.module.register_module_forward_hook,
+    nn.modules.module.register_module_full_backward_pre_hook,
+    nn.modules.module.register_module_full_backward_hook,
+]
+
+
+@pytest.mark.parametrize("register", EVERYWHERE, ids=lambda register: register.__name__)
+def test_every_way_to_watch_all_modules_is_noticed(register: Any) -> None:
+    assert not watched([nn.ReLU()])
+    handle = register(lambda *args: None)
+    try:
+        assert watched([nn.ReLU()])
+    finally:
+        handle.remove()
+    assert not watched([nn.ReLU()])
 
 
 @pytest.mark.parametrize(("packed", "fuse"), [(True, True), (True, False), (False, True)])

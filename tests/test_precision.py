@@ -1,5 +1,7 @@
 """Faster arithmetic: rounded or compiled passes stay near the exact ones, and metrics stay exact."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_batch, make_classifier, tiny_network
@@ -73,6 +75,24 @@ def test_short_compiled_passes_are_not_filled_up_to_the_whole(monkeypatch):
     for images in (1, 2, 8, 9, 64, 65):
         compiled.scores(torch.zeros(images, 3, 16, 16))
     assert shapes == [1, 8, 8, 64, 64, 64, 1]
+
+
+def test_hooks_see_passes_of_a_compiled_network(monkeypatch):
+    def compile_once(network, **options):  # keeps what it has compiled, as the real one: hooks set later are not seen
+        known = copy.deepcopy(network)
+        return lambda images: known(images)
+
+    monkeypatch.setattr(torch, "compile", compile_once)
+    images, _ = make_batch(3)
+    plain, compiled = make_classifier(), make_classifier(compiled=True)
+    expected = plain.logits(images)
+    torch.testing.assert_close(compiled.logits(images), expected)
+    changed = []
+    for classifier in (plain, compiled):
+        with classifier.hooks([classifier.cam_layer], lambda name, output: output * 0):
+            changed.append(classifier.logits(images))
+    assert not torch.equal(changed[0], expected)
+    torch.testing.assert_close(*changed)
 
 
 def test_tf32_is_for_passes_without_a_graph(monkeypatch):

@@ -14,7 +14,7 @@ from camexp.bench.subject import Cell, Subject
 from camexp.bench.watch import rehearse, timed
 from camexp.errors import CamexpError
 
-IMAGES = (1, 2, 4, 8, 16)
+IMAGES = (1, 2, 4, 8, 16, 32, 64)
 MASKS = (16, 32, 64, 128)
 TRIALS = 3
 COLUMNS = ["what", "points", "slope", "intercept", "R2", "peak MiB"]

@@ -159,8 +159,9 @@ class Classifier:
         """Logits (N,C) of one pass at the precision and with the compiled network that were asked for."""
         in_bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
         with in_bf16, products_in_tf32(self.precision == "tf32"):
-            if self._compiled is None:
-                self._work_in_place(not watched(self._modules))
+            seen = watched(self._modules)
+            if self._compiled is None or seen:  # a compiled network does not look for hooks
+                self._work_in_place(not seen)
                 try:
                     return self.forward(images).float()
                 finally:

@@ -3,8 +3,9 @@
 Those that `camexp.models.winograd` computes do it afterwards, in the memory of their result.
 
 A fused ReLU makes 0 of what is not a number, where PyTorch's lets it through to the logits, by which a failure is
-known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`); what
-is finite and only overflows within the network is not known beforehand.
+known. So nothing is fused in networks whose weights are not all finite, and while images are not (`Fusion.on`). What
+comes later may be lost: weights made so, finite values that overflow, or what a hook or the rows given to a tail
+(`camexp.models.tail`) bring into the network.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +14,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
@@ -48,7 +48,7 @@ class Fusion:
 
     def watch(self, images: Tensor) -> None:
         """On if all values of the images are numbers and nobody watches all modules; called before every pass."""
-        self.on = bool(images.detach().sum().isfinite()) and not _has_any_global_hook()
+        self.on = bool(images.detach().sum().isfinite()) and not _all_watched()
 
 
 def in_turn(modules: Iterable[nn.Module], images: Tensor) -> Tensor:
@@ -90,7 +90,13 @@ def _unseen(module: nn.Module) -> bool:
 
 def watched(modules: Iterable[nn.Module]) -> bool:
     """Whether somebody watches what goes into or out of any of the modules, and may keep it."""
-    return _has_any_global_hook() or any(map(_hooked, modules))
+    return _all_watched() or any(map(_hooked, modules))
+
+
+def _all_watched() -> bool:
+    """Whether there is a hook on every module."""
+    hooks = vars(nn.modules.module)
+    return any(hooks[f"_global_{when}_hooks"] for when in ("forward_pre", "forward", "backward_pre", "backward"))
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -88,7 +88,10 @@ class PackedProduct:
         added = order, bias, *geometry, "add", 1.0, then, [], ""
         if over:
             return mkldnn._convolution_pointwise_.binary(plus, images, *added)
-        return mkldnn._convolution_pointwise.binary(images, plus, *added)
+        found = mkldnn._convolution_pointwise.binary(images, plus, *added)
+        if found.shape != plus.shape:  # it does not look
+            raise RuntimeError(f"{tuple(plus.shape)} cannot be added to {tuple(found.shape)}")
+        return found
 
     def gradient(self, upper: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
         """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y."""
