@@ -72,11 +72,11 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
 
 def test_guard_tells_a_path_that_changes_nothing() -> None:
     pair, ends = ("a", 0), torch.tensor([[0.0, 1.0]])
-    plain = guard.Explained({pair: ends}, {"drop": 10.0})
+    plain = guard.Explained({pair: ends}, {"drop": torch.tensor([10.0])})
     found = {
-        "same bits": guard.Explained({pair: ends.clone()}, {"drop": 10.0}),
-        "yes": guard.Explained({pair: torch.nextafter(ends, 2 * ends)}, {"drop": 10.0}),
-        "MISSES": guard.Explained({pair: ends}, {"drop": 11.0}),
+        "same bits": guard.Explained({pair: ends.clone()}, {"drop": torch.tensor([10.0])}),
+        "yes": guard.Explained({pair: torch.nextafter(ends, 2 * ends)}, {"drop": torch.tensor([10.0])}),
+        "MISSES": guard.Explained({pair: ends}, {"drop": torch.tensor([11.0])}),
     }
     for verdict, fast in found.items():
         assert guard.finding(Path("a"), "m", plain, fast).verdict == verdict
@@ -148,11 +148,24 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     monkeypatch.setattr(guard, "nudge", shake)
     checked = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu"])
     (found,) = checked.compare([Path("same")], ["gradcam"])
-    assert drawn == [0, 1, 2]
+    assert drawn == [*range(8)]
     assert found.change == 0
     assert found.cosine == pytest.approx(1)
     assert found.rounding.change > 1
     assert found.rounding.cosine < 0.99
+
+
+def test_furthest_by_hand() -> None:
+    plain = {"drop": torch.tensor([10.0, 20.0, 30.0, 40.0]), "bbox": torch.tensor([50.0, 50.0, 50.0, 50.0])}
+    drawn = [
+        {"drop": torch.tensor([16.0, 20.0, 29.0, 40.0]), "bbox": torch.tensor([50.0, 49.0, 50.0, 50.0])},
+        {"drop": torch.tensor([9.0, 22.0, 30.0, 39.0]), "bbox": torch.tensor([50.0, 51.0, 50.0, 50.0])},
+    ]
+    assert guard.furthest(plain, drawn) == pytest.approx((6 + 2) / 4)  # up; down it would be (1 + 1 + 1) / 4
+    plain = {"drop": torch.tensor([16.0, 22.0, 30.0, 40.0])}
+    falls = [{"drop": torch.tensor([10.0, 22.0, 30.0, 40.0])}, {"drop": torch.tensor([16.0, 20.0, 31.0, 40.0])}]
+    assert guard.furthest(plain, falls) == pytest.approx((6 + 2) / 4)
+    assert guard.furthest(plain, [plain]) == 0
 
 
 def test_cosine_by_hand() -> None:

@@ -4,7 +4,8 @@ Every path that changes the order of sums changes the last digits of a map, and 
 of a pair whose two confidences all but agree, Drop of a map whose most important pixels all but tie, maps of methods
 that choose, as DeepLIFT does at max-poolings. So the guard also measures how far maps and metrics move when nothing
 changes but the rounding of the weights (`nudge`), as another processor or library would make them move; a path may
-move them as far.
+move them as far. A metric's mean moves with a few pairs that jump, each by itself: a single draw seldom meets all of
+them, so each pair counts as far as any draw moved it (`furthest`).
 """
 
 import sys
@@ -22,7 +23,7 @@ from camexp.bench.paths import Path
 from camexp.bench.walk import Walk
 from camexp.errors import CamexpError
 from camexp.provenance import environment
-from camexp.records import Row
+from camexp.records import Key, Row
 
 POINTS = 0.1
 """Largest change of a metric's mean, in percent points, unless rounding alone makes a larger one."""
@@ -33,7 +34,7 @@ EQUAL = 1e-6
 PLAINLY = Path("plain")
 """Nothing switched on."""
 
-ROUNDINGS = 3
+ROUNDINGS = 8
 """How often the weights are rounded otherwise."""
 
 SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride": 32, "mu": 0.75}
@@ -46,17 +47,22 @@ class Explained:
 
     Attributes
     ----------
-    maps: (H,W) by (image id, class); means: of each metric over the pairs, in percent.
+    maps: (H,W) by (image id, class); values: (P,) by metric, of these pairs in order, in percent.
     """
 
     maps: dict[tuple[str, int], Tensor]
-    means: dict[str, float]
+    values: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Reach:
-    """How far rounding alone moves a method: the smallest cosine of any pair's map and the largest change of any
-    metric's mean, in percent points, over all draws."""
+    """How far rounding alone moves a method.
+
+    Attributes
+    ----------
+    cosine: the smallest of any pair's map in any draw.
+    change: the largest of any metric's mean, in percent points, by `furthest`.
+    """
 
     cosine: float = 1.0
     change: float = 0.0
@@ -147,14 +153,15 @@ class Guard:
     def explained(self, walk: Walk, method: Any) -> Explained:
         """Of one method on all images."""
         maps: dict[tuple[str, int], Tensor] = {}
-        rows: list[Row] = []
+        rows: dict[Key, Row] = {}
         for found in walk.explanations(method):
-            rows += walk.rows(found).values()
+            rows |= walk.rows(found)
             maps |= {(image_id, target): m for (_, image_id, target), m in zip(found.pairs, found.maps, strict=True)}
         if not rows:
             raise CamexpError("there is no pair to compare; choose another data set or a larger limit=")
-        means = {metric: 100 * sum(float(row[metric]) for row in rows) / len(rows) for metric in walk.metrics}
-        return Explained(maps, means)
+        ordered = [rows[image_id, str(target)] for image_id, target in maps]
+        columns = {metric: [100 * float(row[metric]) for row in ordered] for metric in walk.metrics}
+        return Explained(maps, {metric: torch.tensor(column).double() for metric, column in columns.items()})
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
@@ -173,18 +180,19 @@ class Guard:
 
     def _by_rounding(self, plain: Mapping[str, Explained], progress: tqdm) -> dict[str, Reach]:
         """Of every method, on the plain path."""
-        reach = dict.fromkeys(plain, Reach())
+        smallest = dict.fromkeys(plain, 1.0)
+        drawn: dict[str, list[dict[str, Tensor]]] = {name: [] for name in plain}
         for draw in range(ROUNDINGS):
             walk = self.walk(PLAINLY)
             nudge(walk.classifier.network, draw)
             for name, expected in plain.items():
                 progress.set_postfix_str(f"rounding {draw + 1} {name}")
-                found = finding(PLAINLY, name, expected, self.explained(walk, self.method(name)))
-                known = reach[name]
-                reach[name] = Reach(min(known.cosine, found.cosine), max(known.change, found.change))
+                found = self.explained(walk, self.method(name))
+                smallest[name] = min(smallest[name], smallest_cosine(expected, found))
+                drawn[name].append(found.values)
                 progress.update()
         progress.set_postfix_str("")
-        return reach
+        return {name: Reach(smallest[name], furthest(plain[name].values, drawn[name])) for name in plain}
 
     def _plainly(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
         found = {}
@@ -214,11 +222,29 @@ def nudge(network: nn.Module, draw: int) -> None:
 
 def finding(path: Path, method: str, plain: Explained, fast: Explained) -> Finding:
     """The largest differences of a path from the plain one."""
-    smallest = min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
     same = all(torch.equal(plain.maps[pair], fast.maps[pair]) for pair in plain.maps)
-    changes = {metric: abs(mean - plain.means[metric]) for metric, mean in fast.means.items()}
+    changes = {metric: (values - plain.values[metric]).mean().abs().item() for metric, values in fast.values.items()}
     worst = max(changes, key=changes.__getitem__)
-    return Finding(path, method, len(plain.maps), smallest, changes[worst], worst, same=same)
+    return Finding(path, method, len(plain.maps), smallest_cosine(plain, fast), changes[worst], worst, same=same)
+
+
+def furthest(plain: Mapping[str, Tensor], drawn: Sequence[Mapping[str, Tensor]]) -> float:
+    """How far draws may move any metric's mean: when every pair goes up, or down, as far as it went in any of them.
+
+    Parameters
+    ----------
+    plain, drawn: (P,) by metric.
+    """
+    ends = []
+    for metric, values in plain.items():
+        changes = torch.stack([draw[metric] - values for draw in drawn])  # (draws,P)
+        ends += [changes.amax(0).clamp(min=0).mean(), changes.neg().amax(0).clamp(min=0).mean()]
+    return torch.stack(ends).max().item()
+
+
+def smallest_cosine(plain: Explained, fast: Explained) -> float:
+    """Of any pair's two maps."""
+    return min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
