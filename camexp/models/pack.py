@@ -94,7 +94,12 @@ class PackedProduct:
         return found
 
     def gradient(self, upper: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
-        """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y."""
+        """dL/dI for images I of a size (N,C,H,W), from dL/dy (N,K,h,w) for their product y.
+
+        By the first of these that takes it: PyTorch itself, for groups and what oneDNN does not take; Winograd's
+        filtering; the pixels of a cell at once, for strides and images of few channels (`camexp.models.subpixel`);
+        oneDNN's transposed convolution.
+        """
         mkldnn, (padding, stride, dilation, groups) = torch.ops.mkldnn, self.geometry
         if groups > 1 or not onednn.takes_back(upper):
             images = upper.new_empty(()).expand(size)  # of which nothing but the size is read

@@ -102,8 +102,10 @@ def product(images: Tensor, outputs: int, filters: Callable[[int], Tensor], bias
     bias = images.new_zeros(outputs) if bias is None else bias
     size = (number, outputs, rows * STEP, columns * STEP)
     found = torch.empty(size, dtype=images.dtype, memory_format=torch.channels_last)
-    cells = found.permute(0, 2, 3, 1).unflatten(2, (columns, STEP)).unflatten(1, (rows, STEP)).transpose(2, 3)
-    framed = F.pad(images, (1, columns * STEP - width + 1, 1, rows * STEP - height + 1)).permute(0, 2, 3, 1)
+    cells = found.permute(0, 2, 3, 1).unflatten(2, (columns, STEP)).unflatten(1, (rows, STEP))
+    cells = cells.transpose(2, 3)  # (N, rows, columns, 4, 4, K), in the memory of `found`
+    framed = F.pad(images, (1, columns * STEP - width + 1, 1, rows * STEP - height + 1))
+    framed = framed.permute(0, 2, 3, 1)  # (N, 4 rows + 2, 4 columns + 2, C)
     tiles = framed.unfold(1, TILE, STEP).unfold(2, TILE, STEP).movedim(3, 5)  # (N, rows, columns, 6, 6, C)
     for some in _at_once(number, rows, columns):
         into = cells[some]  # (..., 4, 4, K)
@@ -123,7 +125,7 @@ def _results(tiles: Tensor, outputs: int, filters: Callable[[int], Tensor]) -> T
         count = len(some)
         forms = torch.bmm(B32.expand(count, -1, -1), some)  # B^T d B
         forms = forms.view(1, 1, count, -1).permute(0, 3, 1, 2)  # (1, 36 C, 1, T) in channels-last order
-        sums = torch.ops.mkldnn._convolution_pointwise(forms, filters(count), None, *PRODUCTS, "none", [], "")
+        sums = torch.ops.mkldnn._convolution_pointwise(forms, filters(count), None, *PRODUCTS, "none", [], "")  # 36 K
         torch.bmm(A32.expand(count, -1, -1), sums.permute(0, 2, 3, 1).view(count, -1, outputs), out=into)
     return y[:number]
 
