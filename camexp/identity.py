@@ -14,6 +14,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from camexp.datasets.base import Dataset
+from camexp.models.preprocess import RESAMPLING
 
 NOT_IDENTITY = ("root", "hint", "checkpoint", "name", "cache")
 """Keys of `dataset` and `model` that name places, not numbers; content is identified by hashes."""
@@ -31,6 +32,7 @@ def identify(cfg: DictConfig, dataset: Dataset, weights: str) -> dict[str, Any]:
         fields[key] = plain[key]
     fields["model.name"], fields["dataset.name"] = plain["model"]["name"], plain["dataset"]["name"]
     return fields | {
+        "resampling": RESAMPLING,
         "method_source": source_hash([plain["method"]["_target_"]]),
         **{f"metrics.{name}.source": source_hash([node["_target_"]]) for name, node in plain["metrics"].items()},
         "weights_sha256": weights,

@@ -413,6 +413,20 @@ def test_images_shrink_with_antialiasing() -> None:
     assert fed.max() < 155
 
 
+@pytest.mark.parametrize(("resize", "size"), [("squash", (24, 24)), ("shorter_side", (24, 32))])
+def test_images_are_resized_by_pillow(resize: str, size: tuple[int, int]) -> None:
+    """In whole numbers: PyTorch's results hang on its version and on the processor."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    fed = Preprocess("caffe", size=24, resize=resize, centring="none").image(image)
+    expected = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
+    assert fed.shape == (3, *size)
+    assert torch.equal(fed.round().byte().permute(1, 2, 0), torch.from_numpy(expected.copy()))
+    near = torch.nn.functional.interpolate(
+        torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].double(), size, mode="bilinear", antialias=True
+    )[0]
+    assert (fed - near).abs().max() < 1.001  # rounded after each of the two ways
+
+
 def test_unknown_options_are_named() -> None:
     with pytest.raises(CamexpError, match=r"unknown model.preprocess 'keras'; one of imagenet, caffe"):
         Preprocess("keras")

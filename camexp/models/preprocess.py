@@ -13,6 +13,10 @@ from torchvision.transforms.v2 import functional as transforms
 from camexp.datasets.base import Sample
 from camexp.errors import CamexpError
 
+RESAMPLING = "Pillow, bilinear"
+"""How images are resized, with antialiasing: in whole numbers, the same on every processor. PyTorch's way rounds
+differently with its versions and the processor, every sixth value by one grey level."""
+
 
 @dataclass(frozen=True)
 class Normalisation:
@@ -75,11 +79,11 @@ class Preprocess:
         return round(height * scale), round(width * scale)
 
     def image(self, image: Image.Image) -> Tensor:
-        """RGB image (bilinear with antialiasing) as float32 (3,h,w), normalised."""
-        norm = self.applied
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        resized = transforms.resize(pixels, list(self.shape(image.width, image.height)), antialias=True)
-        return transforms.normalize(resized.float() * (norm.scale / 255), list(norm.mean), list(norm.std))
+        """RGB image, resized as `RESAMPLING` says, as float32 (3,h,w), normalised."""
+        norm, (height, width) = self.applied, self.shape(image.width, image.height)
+        pixels = np.array(image.resize((width, height), Image.Resampling.BILINEAR))
+        scaled = torch.from_numpy(pixels).permute(2, 0, 1).float() * (norm.scale / 255)
+        return transforms.normalize(scaled, list(norm.mean), list(norm.std))
 
     def black(self) -> Tensor:
         """The fed value (3,1,1) of a black pixel; zero only when no mean is subtracted."""
