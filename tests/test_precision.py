@@ -79,8 +79,7 @@ def test_short_compiled_passes_are_not_filled_up_to_the_whole(monkeypatch):
 
 def test_hooks_see_passes_of_a_compiled_network(monkeypatch):
     def compile_once(network, **options):  # keeps what it has compiled, as the real one: hooks set later are not seen
-        known = copy.deepcopy(network)
-        return known
+        return copy.deepcopy(network)
 
     monkeypatch.setattr(torch, "compile", compile_once)
     images, _ = make_batch(3)

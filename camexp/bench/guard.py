@@ -160,8 +160,9 @@ class Guard:
         if not rows:
             raise CamexpError("there is no pair to compare; choose another data set or a larger limit=")
         ordered = [rows[image_id, str(target)] for image_id, target in maps]
-        columns = {metric: [100 * float(row[metric]) for row in ordered] for metric in walk.metrics}
-        return Explained(maps, {metric: torch.tensor(column).double() for metric, column in columns.items()})
+        percent = {metric: [100 * float(row[metric]) for row in ordered] for metric in walk.metrics}
+        values = {metric: torch.tensor(column, dtype=torch.float64) for metric, column in percent.items()}
+        return Explained(maps, values)
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""

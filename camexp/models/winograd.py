@@ -124,8 +124,8 @@ def _results(tiles: Tensor, outputs: int, filters: Callable[[int], Tensor]) -> T
     for some, into in zip(d.split(parts), y.split(parts), strict=True):
         count = len(some)
         forms = torch.bmm(B32.expand(count, -1, -1), some)  # B^T d B
-        forms = forms.view(1, 1, count, -1).permute(0, 3, 1, 2)  # (1, 36 C, 1, T) in channels-last order
-        sums = torch.ops.mkldnn._convolution_pointwise(forms, filters(count), None, *PRODUCTS, "none", [], "")  # 36 K
+        forms = forms.view(1, 1, count, -1).permute(0, 3, 1, 2)  # (1, 36 C, 1, T) in channels-last order; sums: 36 K
+        sums = torch.ops.mkldnn._convolution_pointwise(forms, filters(count), None, *PRODUCTS, "none", [], "")
         torch.bmm(A32.expand(count, -1, -1), sums.permute(0, 2, 3, 1).view(count, -1, outputs), out=into)
     return y[:number]
 
