@@ -13,6 +13,7 @@ from torch import nn
 from camexp.bench import guard, main, paths
 from camexp.bench.paths import PATHS, ROUNDED, Path, possible_paths
 from camexp.errors import CamexpError
+from camexp.provenance import processor
 
 CPU = torch.device("cpu")
 
@@ -36,8 +37,25 @@ def test_guard_passes_exact_paths(scenes: str, tmp_path: File, capsys: Any, monk
     assert "every path keeps the tolerances" in out
     lines = (tmp_path / "bench_guard_cpu.csv").read_text().splitlines()
     assert len(lines) == 7
-    assert re.search(r',yes,"resnet50, weights [0-9a-f]{8}, 2 images of minivoc",[0-9a-f]{40}', lines[1])
-    assert "by rounding alone" in (tmp_path / "bench.md").read_text()
+    measured_on = f"2 images of minivoc, {re.escape(processor())}"
+    assert re.search(rf',yes,"resnet50, weights [0-9a-f]{{8}}, {measured_on}",[0-9a-f]{{40}}', lines[1])
+    page = (tmp_path / "bench.md").read_text()
+    assert re.search(r"^\| path +\| yes +\| same bits +\| as rounding \| MISSES \|$", page, re.MULTILINE)
+    assert "by rounding alone" in page
+
+
+def test_guard_sums_up_by_path() -> None:
+    def line(path: str, method: str, verdict: str, network: str = "vgg16") -> list[str]:
+        return [path, method, *["0"] * (len(guard.HEAD) - 5), verdict, network, "commit"]
+
+    lines = [line("b", "cam", "yes"), line("a", "cam", "MISSES"), line("b", "igcam", "as rounding")]
+    lines += [line("b", "rise", "yes"), line("b", "cam", "yes", "resnet50"), line("b", "cam", "same bits", "resnet101")]
+    assert all(len(each) == len(guard.HEAD) for each in lines)
+    assert guard.overview(lines) == [
+        ["path", "yes", "same bits", "as rounding", "MISSES"],
+        ["b", "cam, rise", "cam", "igcam", ""],
+        ["a", "", "", "", "cam"],
+    ]
 
 
 def test_guard_names_the_path_that_misses(

@@ -109,6 +109,8 @@ class Finding:
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
+VERDICTS = ("yes", "same bits", "as rounding", "MISSES")
+
 HEAD = ["path", "method", "pairs", "smallest cosine", "needed", "cosine by rounding alone"]
 HEAD += ["largest change of a metric, points", "by rounding alone", "passes", "measured on", "commit"]
 
@@ -133,14 +135,13 @@ class Guard:
 
     @cached_property
     def where(self) -> list[str]:
-        """The network, its weights (by the beginning of their hash) and the data, in words; and the commit."""
+        """Network, weights (by the beginning of their hash), data and processor, in words; and the commit."""
         cfg, weights, images = self.plain.cfg, self.plain.weights, sum(map(bool, self.dataset.targets))
         known = "random weights" if weights.startswith("random") else f"weights {weights[:8]}"
         full = ", methods in full" if self.full else ""
-        return [
-            f"{cfg.model.name}, {known}, {images} images of {cfg.dataset.name}{full}",
-            environment(self.plain.classifier.device)["commit"] or "",
-        ]
+        made_with = environment(self.plain.classifier.device)
+        data = f"{images} images of {cfg.dataset.name}{full}"
+        return [f"{cfg.model.name}, {known}, {data}, {made_with['device']}", made_with["commit"] or ""]
 
     def walk(self, path: Path) -> Walk:
         return Walk((*self.options, *path.over, *path.options), self.dataset)
@@ -260,6 +261,15 @@ def what(line: Iterable[str]) -> tuple[str, str, str]:
     """Path, method, and what it was measured on, of a line of `HEAD`: one line of each is kept."""
     path, method, *_, measured_on, _ = line
     return path, method, measured_on
+
+
+def overview(lines: Iterable[Sequence[str]]) -> list[list[str]]:
+    """Of lines of `HEAD`: the methods of each path by verdict, a line per path below a head."""
+    said: dict[str, dict[str, dict[str, None]]] = {}  # methods, each once, by verdict, by path
+    for path, method, *_, found, _measured_on, _commit in lines:
+        said.setdefault(path, {}).setdefault(found, {})[method] = None
+    named = [[path, *(", ".join(by.get(found, ())) for found in VERDICTS)] for path, by in said.items()]
+    return [["path", *VERDICTS], *named]
 
 
 def verdict(findings: Sequence[Finding]) -> str:

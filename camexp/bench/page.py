@@ -1,12 +1,13 @@
 """The table for the terminal, and the Markdown page, from the CSVs alone."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
 
 from camexp.bench.cells import COLUMNS, Row
+from camexp.bench.guard import overview
 from camexp.bench.table import read_info
 from camexp.bench.targets import ELSEWHERE, TARGETS, judge, place
 from camexp.experiment import label_of
@@ -73,18 +74,26 @@ every weight is moved to the next number of float32, up or down, in eight draws.
 a metric the largest change of the mean when every pair goes as far as any draw took it, for a mean moves with a few
 pairs that jump, each by itself. So far do the last digits decide, and so far may maps and metrics differ between
 processors. (Rows of older commits are held to less: three draws, each by its own mean; a cosine left empty was not
-measured.) *Same bits*: the path changes nothing of this method with this network, so the row says nothing about
-others. Long methods are run with few masks, steps or iterations (all with `--full`). By `python scripts/bench.py
---guard --methods ... [--paths ...] dataset=voc dataset.root=... model=... limit=50`, each time for some methods,
-paths and networks.
+measured, and a row that names no processor does not know it.) *Yes*: within the tolerances by itself; *as rounding*:
+beyond them, but no further than rounding alone; *same bits*: the path changes nothing of this method with this network,
+so the row says nothing about others. Long methods are run with few masks, steps or iterations (all with `--full`). By
+`python scripts/bench.py --guard --methods ... [--paths ...] dataset=voc dataset.root=... model=... limit=50`, each time
+for some methods, paths and networks. `default` is the path that a run takes if nothing is switched.
 """
 
-EXTRAS = {
-    "techniques": ("What each technique buys", TECHNIQUES),
-    "guard": ("What the techniques do to the numbers", GUARD),
-    "scaling": ("Scaling and start-up", ""),
+
+def _guarded(rows: Sequence[Sequence[str]]) -> str:
+    """The verdicts of the guard, then all that it found."""
+    short = grid(overview(rows[1:]))
+    return f"{short}\n\n<details><summary>All measurements</summary>\n\n{grid(rows)}\n\n</details>"
+
+
+EXTRAS: dict[str, tuple[str, str, Callable[[Sequence[Sequence[str]]], str]]] = {
+    "techniques": ("What each technique buys", TECHNIQUES, grid),
+    "guard": ("What the techniques do to the numbers", GUARD, _guarded),
+    "scaling": ("Scaling and start-up", "", grid),
 }
-"""Further tables of a device by the files' names: heading and what is said before."""
+"""Further tables of a device by the files' names: heading, what is said before, and how the rows are shown."""
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -175,11 +184,11 @@ def _commands(commands: Sequence[str]) -> str:
     return f"Command: {shown}\n" if commands else ""
 
 
-def _extra(path: Path, heading: str, text: str) -> list[str]:
+def _extra(path: Path, heading: str, text: str, shown: Callable[[Sequence[Sequence[str]]], str]) -> list[str]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        return [f"### {heading}\n", *([text] if text else []), grid(list(csv.reader(file))) + "\n"]
+        return [f"### {heading}\n", *([text] if text else []), shown(list(csv.reader(file))) + "\n"]
 
 
 def page(folder: Path) -> str:
