@@ -165,12 +165,17 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
 
     monkeypatch.setattr(guard, "nudge", shake)
     checked = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu"])
-    (found,) = checked.compare([Path("same")], ["gradcam"])
-    assert drawn == [*range(8)]
-    assert found.change == 0
-    assert found.cosine == pytest.approx(1)
-    assert found.rounding.change > 1
-    assert found.rounding.cosine < 0.99
+    crooked = Path("crooked", ("protocol.fill=black_pixel",))
+    same, first, second = checked.compare([Path("same"), crooked, crooked], ["gradcam"])
+    assert (same.change, same.cosine, same.rounding) == (0, pytest.approx(1), None)  # it keeps the tolerances
+    assert drawn == [*range(8)]  # once for both
+    assert first.change == second.change > 0.1
+    assert first.rounding == second.rounding
+    assert first.rounding.change > 1
+    assert first.rounding.cosine < 0.99
+    assert [found.line()[-1] for found in (same, first)] == ["same bits", first.verdict]
+    assert [same.line()[5], same.line()[7]] == ["", ""]
+    assert [first.line()[5], first.line()[7]] == [f"{first.rounding.cosine:.7f}", f"{first.rounding.change:.3f}"]
 
 
 def test_furthest_by_hand() -> None:

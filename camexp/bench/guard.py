@@ -2,10 +2,10 @@
 
 Every path that changes the order of sums changes the last digits of a map, and some numbers hang on them: Increase
 of a pair whose two confidences all but agree, Drop of a map whose most important pixels all but tie, maps of methods
-that choose, as DeepLIFT does at max-poolings. So the guard also measures how far maps and metrics move when nothing
-changes but the rounding of the weights (`nudge`), as another processor or library would make them move; a path may
-move them as far. A metric's mean moves with a few pairs that jump, each by itself: a single draw seldom meets all of
-them, so each pair counts as far as any draw moved it (`furthest`).
+that choose, as DeepLIFT does at max-poolings. So where a path is beyond the tolerances, the guard also measures how
+far maps and metrics move when nothing changes but the rounding of the weights (`nudge`), as another processor or
+library would make them move; a path may move them as far. A metric's mean moves with a few pairs that jump, each by
+itself: a single draw seldom meets all of them, so each pair counts as far as any draw moved it (`furthest`).
 """
 
 import sys
@@ -76,7 +76,7 @@ class Finding:
     ----------
     cosine: the smallest of any pair; same: whether every map is the plain one, bit for bit.
     change: the largest of any metric's mean, in percent points, and that metric.
-    rounding: what rounding alone did to this method.
+    rounding: what rounding alone did to this method; None if that was not asked.
     """
 
     path: Path
@@ -85,11 +85,18 @@ class Finding:
     cosine: float
     change: float
     metric: str
-    rounding: Reach = Reach()
+    rounding: Reach | None = None
     same: bool = False
 
     @property
+    def alone(self) -> bool:
+        """Whether it keeps the tolerances, whatever rounding does."""
+        return self.cosine >= self.path.cosine and self.change <= POINTS + EQUAL
+
+    @property
     def passes(self) -> bool:
+        if self.alone or self.rounding is None:
+            return self.alone
         needed, allowed = min(self.path.cosine, self.rounding.cosine - EQUAL), max(POINTS, self.rounding.change)
         return self.cosine >= needed and self.change <= allowed + EQUAL
 
@@ -99,13 +106,13 @@ class Finding:
             return "MISSES"
         if self.same and self.change == 0:
             return "same bits"
-        alone = self.cosine >= self.path.cosine and self.change <= POINTS
-        return "yes" if alone else "as rounding"
+        return "yes" if self.alone else "as rounding"
 
     def line(self) -> list[str]:
         """The cells of `HEAD` up to the verdict."""
-        maps = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", f"{self.rounding.cosine:.7f}"]
-        told = [*maps, f"{self.change:.3f} ({self.metric})", f"{self.rounding.change:.3f}"]
+        reach = ["", ""] if self.rounding is None else [f"{self.rounding.cosine:.7f}", f"{self.rounding.change:.3f}"]
+        maps = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", reach[0]]
+        told = [*maps, f"{self.change:.3f} ({self.metric})", reach[1]]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
@@ -167,34 +174,35 @@ class Guard:
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
-        with tqdm(total=len(methods) * (1 + ROUNDINGS + len(paths)), desc="guard", unit="run") as progress:
+        with tqdm(total=len(methods) * (1 + len(paths)), desc="guard", unit="run") as progress:
             plain = self._plainly(methods, progress)
-            progress.total = len(methods) + len(plain) * (ROUNDINGS + len(paths))
-            reach = self._by_rounding(plain, progress)
+            progress.total = len(methods) + len(plain) * len(paths)
+            reach: dict[str, Reach] = {}
             for path in paths:
                 walk = self.walk(path)
                 for name, expected in plain.items():
+                    progress.set_postfix_str(f"{path.name} {name}")
                     found = finding(path, name, expected, self.explained(walk, self.method(name)))
-                    found = replace(found, rounding=reach[name])
-                    progress.write(" | ".join(found.line()), file=sys.stderr)
                     progress.update()
+                    if not found.alone:
+                        reach[name] = reach.get(name) or self._by_rounding(name, expected, progress)
+                        found = replace(found, rounding=reach[name])
+                    progress.write(" | ".join(found.line()), file=sys.stderr)
                     yield found
 
-    def _by_rounding(self, plain: Mapping[str, Explained], progress: tqdm) -> dict[str, Reach]:
-        """Of every method, on the plain path."""
-        smallest = dict.fromkeys(plain, 1.0)
-        drawn: dict[str, list[dict[str, Tensor]]] = {name: [] for name in plain}
+    def _by_rounding(self, name: str, plain: Explained, progress: tqdm) -> Reach:
+        """Of a method, on the plain path."""
+        progress.total += ROUNDINGS
+        smallest, drawn = 1.0, []
         for draw in range(ROUNDINGS):
+            progress.set_postfix_str(f"rounding {draw + 1} {name}")
             walk = self.walk(PLAINLY)
             nudge(walk.classifier.network, draw)
-            for name, expected in plain.items():
-                progress.set_postfix_str(f"rounding {draw + 1} {name}")
-                found = self.explained(walk, self.method(name))
-                smallest[name] = min(smallest[name], smallest_cosine(expected, found))
-                drawn[name].append(found.values)
-                progress.update()
-        progress.set_postfix_str("")
-        return {name: Reach(smallest[name], furthest(plain[name].values, drawn[name])) for name in plain}
+            found = self.explained(walk, self.method(name))
+            smallest = min(smallest, smallest_cosine(plain, found))
+            drawn.append(found.values)
+            progress.update()
+        return Reach(smallest, furthest(plain.values, drawn))
 
     def _plainly(self, methods: Sequence[str], progress: tqdm) -> dict[str, Explained]:
         found = {}
@@ -206,7 +214,6 @@ class Guard:
             except CamexpError as error:
                 progress.write(f"{name}: left out: {error}", file=sys.stderr)
             progress.update()
-        progress.set_postfix_str("")
         if not found:
             raise CamexpError(f"--methods {', '.join(methods)}: none is left to compare")
         return found
