@@ -71,21 +71,29 @@ def test_guard_names_the_path_that_misses(
 
 def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     exact, rounded = Path("a"), Path("b", cosine=ROUNDED)
-    moved, turned = guard.Reach(change=0.5), guard.Reach(cosine=0.99)
-    assert guard.Finding(exact, "m", 1, 0.9999, 0.1, "ebpg").passes
-    assert not guard.Finding(exact, "m", 1, 0.99989, 0.0, "ebpg").passes
-    assert not guard.Finding(exact, "m", 1, 0.9998999, 0.0, "ebpg").passes
-    assert not guard.Finding(exact, "m", 1, 1.0, 0.11, "ebpg").passes
-    assert guard.Finding(rounded, "m", 1, 0.99989, 0.0, "ebpg").passes
-    assert guard.Finding(exact, "m", 1, 1.0, 0.5, "drop", moved).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.5 + 1e-9, "drop", moved).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.51, "drop", moved).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 1.0, 0.01, "drop", moved).verdict == "yes"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", moved).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", turned).verdict == "as rounding"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.01, "drop", guard.Reach(cosine=0.991)).verdict == "MISSES"
-    assert guard.Finding(exact, "m", 1, 0.99995, 0.01, "drop", turned).verdict == "yes"
-    assert guard.Finding(exact, "m", 1, 0.99, 0.2, "drop", turned).verdict == "MISSES"
+    moved, turned = guard.Reach(1.0, {"drop": 0.5, "ebpg": 0.0}), guard.Reach(0.99, {"drop": 0.0, "ebpg": 0.0})
+
+    def found(path: Path, cosine: float, drop: float, rounding: guard.Reach | None = None, ebpg: float = 0.0) -> Any:
+        return guard.Finding(path, "m", 1, cosine, {"drop": drop, "ebpg": ebpg}, rounding)
+
+    assert found(exact, 0.9999, 0.1).passes
+    assert not found(exact, 0.99989, 0.0).passes
+    assert not found(exact, 0.9998999, 0.0).passes
+    assert not found(exact, 1.0, 0.11).passes
+    assert found(rounded, 0.99989, 0.0).passes
+    assert found(exact, 1.0, 0.5, moved).verdict == "as rounding"
+    assert found(exact, 1.0, 0.5 + 1e-9, moved).verdict == "as rounding"
+    assert found(exact, 1.0, 0.51, moved).verdict == "MISSES"
+    assert found(exact, 1.0, 0.01, moved).verdict == "yes"
+    assert found(exact, 0.99, 0.01, moved).verdict == "MISSES"
+    assert found(exact, 0.99, 0.01, turned).verdict == "as rounding"
+    assert found(exact, 0.99, 0.01, guard.Reach(0.991, turned.changes)).verdict == "MISSES"
+    assert found(exact, 0.99995, 0.01, turned).verdict == "yes"
+    assert found(exact, 0.99, 0.2, turned).verdict == "MISSES"
+    other = found(exact, 1.0, 0.4, moved, ebpg=0.2)  # rounding moves drop as far, and ebpg not at all
+    assert (other.verdict, other.worst) == ("MISSES", "ebpg")
+    assert other.line()[6:8] == ["0.400 (drop), 0.200 (ebpg)", "0.500, 0.000"]
+    assert found(exact, 1.0, 0.02, ebpg=0.03).line()[6:8] == ["0.030 (ebpg)", ""]
 
 
 def test_guard_tells_a_path_that_changes_nothing() -> None:
@@ -167,15 +175,17 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     checked = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu"])
     crooked = Path("crooked", ("protocol.fill=black_pixel",))
     same, first, second = checked.compare([Path("same"), crooked, crooked], ["gradcam"])
-    assert (same.change, same.cosine, same.rounding) == (0, pytest.approx(1), None)  # it keeps the tolerances
+    assert (same.cosine, same.rounding) == (pytest.approx(1), None)  # it keeps the tolerances
+    assert not any(same.changes.values())
     assert drawn == [*range(8)]  # once for both
-    assert first.change == second.change > 0.1
+    assert first.changes == second.changes
+    assert max(first.changes.values()) > 0.1
     assert first.rounding == second.rounding
-    assert first.rounding.change > 1
+    assert max(first.rounding.changes.values()) > 1
     assert first.rounding.cosine < 0.99
     assert [found.line()[-1] for found in (same, first)] == ["same bits", first.verdict]
     assert [same.line()[5], same.line()[7]] == ["", ""]
-    assert [first.line()[5], first.line()[7]] == [f"{first.rounding.cosine:.7f}", f"{first.rounding.change:.3f}"]
+    assert first.line()[5] == f"{first.rounding.cosine:.7f}"
 
 
 def test_furthest_by_hand() -> None:
@@ -184,11 +194,12 @@ def test_furthest_by_hand() -> None:
         {"drop": torch.tensor([16.0, 20.0, 29.0, 40.0]), "bbox": torch.tensor([50.0, 49.0, 50.0, 50.0])},
         {"drop": torch.tensor([9.0, 22.0, 30.0, 39.0]), "bbox": torch.tensor([50.0, 51.0, 50.0, 50.0])},
     ]
-    assert guard.furthest(plain, drawn) == pytest.approx((6 + 2) / 4)  # up; down it would be (1 + 1 + 1) / 4
+    expected = {"drop": (6 + 2) / 4, "bbox": 1 / 4}  # of drop up; down it would be (1 + 1) / 4
+    assert guard.furthest(plain, drawn) == pytest.approx(expected)
     plain = {"drop": torch.tensor([16.0, 22.0, 30.0, 40.0])}
     falls = [{"drop": torch.tensor([10.0, 22.0, 30.0, 40.0])}, {"drop": torch.tensor([16.0, 20.0, 31.0, 40.0])}]
-    assert guard.furthest(plain, falls) == pytest.approx((6 + 2) / 4)
-    assert guard.furthest(plain, [plain]) == 0
+    assert guard.furthest(plain, falls) == pytest.approx({"drop": (6 + 2) / 4})
+    assert guard.furthest(plain, [plain]) == {"drop": 0}
 
 
 def test_cosine_by_hand() -> None:

@@ -61,11 +61,11 @@ class Reach:
     Attributes
     ----------
     cosine: the smallest of any pair's map in any draw.
-    change: the largest of any metric's mean, in percent points, by `furthest`.
+    changes: of each metric's mean, in percent points, by `furthest`.
     """
 
-    cosine: float = 1.0
-    change: float = 0.0
+    cosine: float
+    changes: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Finding:
     Attributes
     ----------
     cosine: the smallest of any pair; same: whether every map is the plain one, bit for bit.
-    change: the largest of any metric's mean, in percent points, and that metric.
+    changes: of each metric's mean, in percent points.
     rounding: what rounding alone did to this method; None if that was not asked.
     """
 
@@ -83,36 +83,49 @@ class Finding:
     method: str
     pairs: int
     cosine: float
-    change: float
-    metric: str
+    changes: dict[str, float]
     rounding: Reach | None = None
     same: bool = False
 
     @property
     def alone(self) -> bool:
         """Whether it keeps the tolerances, whatever rounding does."""
-        return self.cosine >= self.path.cosine and self.change <= POINTS + EQUAL
+        return self.cosine >= self.path.cosine and all(change <= POINTS + EQUAL for change in self.changes.values())
 
     @property
     def passes(self) -> bool:
         if self.alone or self.rounding is None:
             return self.alone
-        needed, allowed = min(self.path.cosine, self.rounding.cosine - EQUAL), max(POINTS, self.rounding.change)
-        return self.cosine >= needed and self.change <= allowed + EQUAL
+        needed = min(self.path.cosine, self.rounding.cosine - EQUAL)
+        return self.cosine >= needed and all(self.beyond(metric) <= EQUAL for metric in self.changes)
+
+    def beyond(self, metric: str) -> float:
+        """How far a metric is above what it may change, in percent points; negative if it is below."""
+        reach = 0 if self.rounding is None else self.rounding.changes[metric]
+        return self.changes[metric] - max(POINTS, reach)
+
+    @property
+    def worst(self) -> str:
+        """The metric that is nearest to what it may change, or furthest above it."""
+        return max(self.changes, key=self.beyond)
 
     @property
     def verdict(self) -> str:
         if not self.passes:
             return "MISSES"
-        if self.same and self.change == 0:
+        if self.same and not any(self.changes.values()):
             return "same bits"
         return "yes" if self.alone else "as rounding"
 
     def line(self) -> list[str]:
-        """The cells of `HEAD` up to the verdict."""
-        reach = ["", ""] if self.rounding is None else [f"{self.rounding.cosine:.7f}", f"{self.rounding.change:.3f}"]
-        maps = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", reach[0]]
-        told = [*maps, f"{self.change:.3f} ({self.metric})", reach[1]]
+        """The cells of `HEAD` up to the verdict; of the worst metric, or all that rounding must excuse."""
+        excused = [metric for metric, change in self.changes.items() if change > POINTS + EQUAL] or [self.worst]
+        cosine, reaches = "", [""]
+        if self.rounding is not None:
+            cosine = f"{self.rounding.cosine:.7f}"
+            reaches = [f"{self.rounding.changes[metric]:.3f}" for metric in excused]
+        changes = [f"{self.changes[metric]:.3f} ({metric})" for metric in excused]
+        told = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", cosine, ", ".join(changes), ", ".join(reaches)]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
 
@@ -233,22 +246,22 @@ def finding(path: Path, method: str, plain: Explained, fast: Explained) -> Findi
     """The largest differences of a path from the plain one."""
     same = all(torch.equal(plain.maps[pair], fast.maps[pair]) for pair in plain.maps)
     changes = {metric: (values - plain.values[metric]).mean().abs().item() for metric, values in fast.values.items()}
-    worst = max(changes, key=changes.__getitem__)
-    return Finding(path, method, len(plain.maps), smallest_cosine(plain, fast), changes[worst], worst, same=same)
+    return Finding(path, method, len(plain.maps), smallest_cosine(plain, fast), changes, same=same)
 
 
-def furthest(plain: Mapping[str, Tensor], drawn: Sequence[Mapping[str, Tensor]]) -> float:
-    """How far draws may move any metric's mean: when every pair goes up, or down, as far as it went in any of them.
+def furthest(plain: Mapping[str, Tensor], drawn: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """How far draws may move a metric's mean: when every pair goes up, or down, as far as it went in any of them.
 
     Parameters
     ----------
     plain, drawn: (P,) by metric.
     """
-    ends = []
+    found = {}
     for metric, values in plain.items():
         changes = torch.stack([draw[metric] - values for draw in drawn])  # (draws,P)
-        ends += [changes.amax(0).clamp(min=0).mean(), changes.neg().amax(0).clamp(min=0).mean()]
-    return torch.stack(ends).max().item()
+        up, down = (way.amax(0).clamp(min=0).mean().item() for way in (changes, -changes))
+        found[metric] = max(up, down)
+    return found
 
 
 def smallest_cosine(plain: Explained, fast: Explained) -> float:

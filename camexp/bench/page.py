@@ -69,16 +69,17 @@ DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 
 GUARD = """Maps of every technique against those of the plain path, on which all techniques are off, pair by pair, and
 the means of all metrics. A path passes when no cosine is below the one needed and no metric's mean moves by more than
-0.1 percent points. Else what rounding alone does is measured, and it passes when it is no further off than that: what
-the plain path itself does when every weight is moved to the next number of float32, up or down, in eight draws. Of
-maps it is the smallest cosine; of a metric the largest change of the mean when every pair goes as far as any draw took
-it, for a mean moves with a few pairs that jump, each by itself. So far do the last digits decide, and so far may maps
-and metrics differ between processors. (Rows of older commits are held to less, three draws, each by its own mean; a
-row that names no processor does not know it.) *Yes*: within the tolerances by itself; *as rounding*: beyond them, but
-no further than rounding alone; *same bits*: the path changes nothing of this method with this network, so the row says
-nothing about others. Long methods are run with few masks, steps or iterations (all with `--full`). By `python
-scripts/bench.py --guard --methods ... [--paths ...] dataset=voc dataset.root=... model=... limit=50`, each time for
-some methods, paths and networks. `default` is the path that a run takes if nothing is switched.
+0.1 percent points. Else what rounding alone does is measured, and it passes when neither its cosine nor any metric is
+further off than that: what the plain path itself does when every weight is moved to the next number of float32, up or
+down, in eight draws. Of maps it is the smallest cosine; of a metric the change of its mean when every pair goes as far
+as any draw took it, for a mean moves with a few pairs that jump, each by itself. So far do the last digits decide, and
+so far may maps and metrics differ between processors. (Rows that name no processor are older: rounding had three
+draws, each by its own mean, or eight, and any metric might move as far as the one that rounding moves most.) *Yes*:
+within the tolerances by itself; *as rounding*: beyond them, but no further than rounding alone; *same bits*: the path
+changes nothing of this method with this network, so the row says nothing about others. Long methods are run with few
+masks, steps or iterations (all with `--full`). By `python scripts/bench.py --guard --methods ... [--paths ...]
+dataset=voc dataset.root=... model=... limit=50`, each time for some methods, paths and networks. `default` is the path
+that a run takes if nothing is switched.
 """
 
 
