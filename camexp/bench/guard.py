@@ -2,10 +2,11 @@
 
 Every path that changes the order of sums changes the last digits of a map, and some numbers hang on them: Increase
 of a pair whose two confidences all but agree, Drop of a map whose most important pixels all but tie, maps of methods
-that choose, as DeepLIFT does at max-poolings. So where a path is beyond the tolerances, the guard also measures how
-far maps and metrics move when nothing changes but the rounding of the weights (`nudge`), as another processor or
-library would make them move; a path may move them as far. A metric's mean moves with a few pairs that jump, each by
-itself: a single draw seldom meets all of them, so each pair counts as far as any draw moved it (`furthest`).
+that choose, as DeepLIFT does at max-poolings and Ada-SISE by Otsu's threshold. So where a path is beyond the
+tolerances, the guard also measures how far maps and metrics move when nothing changes but the rounding of the weights
+(`nudge`), as another processor or library would make them move; a path may move them as far. A metric's mean moves
+with a few pairs that jump, each by itself: a single draw seldom meets all of them, so each pair counts as far as any
+draw moved it (`furthest`).
 """
 
 import sys
@@ -97,17 +98,9 @@ class Finding:
         if self.alone or self.rounding is None:
             return self.alone
         needed = min(self.path.cosine, self.rounding.cosine - EQUAL)
-        return self.cosine >= needed and all(self.beyond(metric) <= EQUAL for metric in self.changes)
-
-    def beyond(self, metric: str) -> float:
-        """How far a metric is above what it may change, in percent points; negative if it is below."""
-        reach = 0 if self.rounding is None else self.rounding.changes[metric]
-        return self.changes[metric] - max(POINTS, reach)
-
-    @property
-    def worst(self) -> str:
-        """The metric that is nearest to what it may change, or furthest above it."""
-        return max(self.changes, key=self.beyond)
+        allowed = {metric: max(POINTS, reach) for metric, reach in self.rounding.changes.items()}
+        kept = all(change <= allowed[metric] + EQUAL for metric, change in self.changes.items())
+        return self.cosine >= needed and kept
 
     @property
     def verdict(self) -> str:
@@ -118,13 +111,14 @@ class Finding:
         return "yes" if self.alone else "as rounding"
 
     def line(self) -> list[str]:
-        """The cells of `HEAD` up to the verdict; of the worst metric, or all that rounding must excuse."""
-        excused = [metric for metric, change in self.changes.items() if change > POINTS + EQUAL] or [self.worst]
+        """The cells of `HEAD` up to the verdict: every metric beyond the tolerance, or else what changed most."""
+        beyond = [metric for metric, change in self.changes.items() if change > POINTS + EQUAL]
+        shown = beyond or [max(self.changes, key=self.changes.__getitem__)]
         cosine, reaches = "", [""]
         if self.rounding is not None:
             cosine = f"{self.rounding.cosine:.7f}"
-            reaches = [f"{self.rounding.changes[metric]:.3f}" for metric in excused]
-        changes = [f"{self.changes[metric]:.3f} ({metric})" for metric in excused]
+            reaches = [f"{self.rounding.changes[metric]:.3f}" for metric in shown]
+        changes = [f"{self.changes[metric]:.3f} ({metric})" for metric in shown]
         told = [f"{self.cosine:.7f}", f"{self.path.cosine:g}", cosine, ", ".join(changes), ", ".join(reaches)]
         return [self.path.name, self.method, str(self.pairs), *told, self.verdict]
 
@@ -156,11 +150,13 @@ class Guard:
     @cached_property
     def where(self) -> list[str]:
         """Network, weights (by the beginning of their hash), data and processor, in words; and the commit."""
-        cfg, weights, images = self.plain.cfg, self.plain.weights, sum(map(bool, self.dataset.targets))
+        cfg, weights = self.plain.cfg, self.plain.weights
+        count = sum(map(bool, self.dataset.targets))
+        images = "1 image" if count == 1 else f"{count} images"
         known = "random weights" if weights.startswith("random") else f"weights {weights[:8]}"
         full = ", methods in full" if self.full else ""
         made_with = environment(self.plain.classifier.device)
-        data = f"{images} images of {cfg.dataset.name}{full}"
+        data = f"{images} of {cfg.dataset.name}{full}"
         return [f"{cfg.model.name}, {known}, {data}, {made_with['device']}", made_with["commit"] or ""]
 
     def walk(self, path: Path) -> Walk:
