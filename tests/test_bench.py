@@ -99,6 +99,7 @@ def counted(name: str, images: int, classes: int) -> tuple[Rows, Any, Shape]:
     method, classifier = small_method(name), make_classifier(packed_weights=False)  # the watch knows plain ones
     batch, pairs = uniform_batch(images, classes)
     masks = MASKS[name](method, classifier, batch, pairs) if name in MASKS else 0
+    classifier.logits(batch[:1])  # which begins with a look at the network, with one image
     with Rows(classifier.network) as rows:
         method(classifier, batch, pairs)
     return rows, method, Shape(images, classes, 16, 16, masks)
@@ -478,6 +479,7 @@ def test_table_is_written_resumed_and_started_afresh(tmp_path: Path, measured: l
     assert (tmp_path / "bench.md").read_text() == text
     assert bench(tmp_path, *some, "--fresh") == 0
     assert len(measured) == 6
+    assert len(read_csv(tmp_path / "bench_cpu_before.csv", COLUMNS)) == 3  # finished work is not lost
     assert (tmp_path / "bench.md").read_text().count("`python scripts/bench.py ") == 1
 
 

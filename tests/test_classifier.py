@@ -3,6 +3,7 @@
 import copy
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ from conftest import make_batch, make_classifier, tiny_network
 from torch import Tensor, nn
 
 from camexp.errors import CamexpError
+from camexp.methods.ablationcam import AblationCAM
+from camexp.methods.gradcam import GradCAM
+from camexp.methods.guided_gradcam import GuidedGradCAM
 from camexp.models.classifier import Classifier
 from camexp.pairs import Pairs
 
@@ -378,7 +382,11 @@ def cuda_error() -> Exception:
 
 
 def cpu_error() -> Exception:
-    return RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 2147483648 bytes.")
+    try:
+        torch.empty(1 << 55, dtype=torch.uint8)  # in the words of this system
+    except RuntimeError as error:
+        return error
+    raise AssertionError("it has so much")
 
 
 @pytest.mark.parametrize("error", [cuda_error, cpu_error])
@@ -509,3 +517,112 @@ def test_only_activations_that_may_work_in_place_do() -> None:
         expected = network(images)
     classifier = make_classifier(network, layers={"cam": "layer"})
     torch.testing.assert_close(classifier.logits(images), expected)
+
+
+# -------------------------------------------------------------------------------- networks with habits of their own
+
+
+class Centring(nn.Module):
+    """Centres its images, in their own memory or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.in_place, self.layer = in_place, nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        centred = images.sub_(0.5).div_(0.2) if self.in_place else (images - 0.5) / 0.2
+        return self.layer(centred).relu().mean((2, 3))
+
+
+@pytest.mark.parametrize("call", ["scores", "input_gradients", "activations_and_gradients"])
+def test_images_stay_what_they_are_in_networks_that_write_over_them(call: str) -> None:
+    images, pairs = make_batch()
+    images = images.contiguous(memory_format=torch.channels_last)
+    before, found = images.clone(), []
+    more = {"scores": (), "input_gradients": (pairs,), "activations_and_gradients": (pairs, "layer")}[call]
+    for in_place in (False, True, True):
+        classifier = make_classifier(Centring(in_place), layers={"cam": "layer"})
+        found.append(getattr(classifier, call)(images, *more))
+        assert torch.equal(images, before)
+        found.append(getattr(classifier, call)(images, *more))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+class Preactivated(nn.Module):
+    """A residual block whose activation overwrites what the shortcut reads, if it works in place."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.stem, self.relu, self.layer = nn.Conv2d(3, 4, 1), nn.ReLU(in_place), nn.Conv2d(4, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        return (x + self.layer(self.relu(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("call", ["scores", "input_gradients", "capture"])
+def test_networks_that_are_two_functions_are_refused(call: str) -> None:
+    images, pairs = make_batch()
+    more = {"scores": (), "input_gradients": (pairs,), "capture": (["layer"],)}[call]
+    for in_place in (False, True):
+        classifier = make_classifier(Preactivated(in_place), layers={"cam": "layer"})
+        if not in_place:
+            getattr(classifier, call)(images, *more)
+            continue
+        for _ in range(2):
+            with pytest.raises(CamexpError, match="in-place activations has overwritten"):
+                getattr(classifier, call)(images, *more)
+
+
+class Viewing(nn.Module):
+    """Flattens maps as only the usual order of memory allows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.layer(images)
+        return maps.view(len(maps), -1)
+
+
+def test_view_of_maps_is_told_from_other_errors() -> None:
+    images, _ = make_batch()
+    with pytest.raises(CamexpError, match="channels_last=false"):
+        make_classifier(Viewing(), layers={"cam": "layer"}).logits(images)
+    assert len(make_classifier(Viewing(), layers={"cam": "layer"}, channels_last=False).logits(images)) == len(images)
+
+
+class Odd(nn.Module):
+    """Layers that run twice, that do not run, and that put out several things."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList([nn.Conv2d(3, 4, 1)])
+        self.relu, self.pair = nn.ReLU(), Pair()
+
+    def forward(self, images: Tensor) -> Tensor:
+        one, other = self.pair(self.relu(self.stages[0](self.relu(images))))
+        return (one + other).mean((2, 3))
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, 2 * x
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [("relu", "runs more than once"), ("stages", "does not run"), ("pair", "puts out a tuple, not a tensor")],
+)
+@pytest.mark.parametrize(
+    "method", [GradCAM(), AblationCAM(), GuidedGradCAM()], ids=lambda method: type(method).__name__
+)
+def test_layers_without_one_output_are_refused(method: Any, layer: str, reason: str) -> None:
+    images, pairs = make_batch()
+    with pytest.raises(CamexpError, match=f"layer '{layer}' {reason}"):
+        method(make_classifier(Odd(), layers={"cam": layer}), images, pairs)
+    with pytest.raises(CamexpError, match=f"layer '{layer}' {reason}"):
+        make_classifier(Odd(), layers={"cam": layer}).activations(images, [layer])

@@ -151,6 +151,15 @@ def test_every_layer_can_be_replaced(name: str) -> None:
             same(_negated(other, path), _negated(network, path))
 
 
+def test_a_replaced_pass_of_a_resnet_is_what_runs() -> None:
+    network = plain_network("resnet18")
+    usual = network._forward_impl
+    network._forward_impl = lambda x: -usual(x)  # type: ignore[assignment, operator]
+    other = fused(network)
+    with torch.inference_mode():
+        same(other(images()), network(images()))
+
+
 def _negated(network: nn.Module, path: str) -> Tensor:
     """The output when a module gives the negative of what it otherwise gives."""
     module = network.get_submodule(path)
@@ -386,7 +395,7 @@ def test_classifiers_fuse_unless_told_otherwise(packed: bool, fuse: bool) -> Non
 
 def test_activations_of_a_classifier_are_not_overwritten() -> None:
     network = plain_network("resnet50")
-    layers = ["layer1.0", "layer1.1", "layer1", "layer2.0.downsample", "layer2.1.relu", "layer3.1.bn3"]
+    layers = ["layer1.0", "layer1.1", "layer1", "layer2.0.downsample", "relu", "layer3.1.bn3"]
     found = Classifier(copy.deepcopy(network), {"cam": "layer4"}).activations(images(), layers)
     expected = Classifier(network, {"cam": "layer4"}, packed_weights=False).activations(images(), layers)
     for one, other in zip(found, expected, strict=True):
@@ -450,7 +459,7 @@ def test_a_shortcut_that_is_the_input_is_not_written_over(shortcut: nn.Module) -
 
 
 @pytest.mark.parametrize(
-    "layer", ["layer1.0", "layer1.0.relu", "layer2.0.downsample", "layer2.0.downsample.1", "layer2"]
+    "layer", ["layer1.0", "layer1.0.bn2", "layer2.0.downsample", "layer2.0.downsample.1", "layer2"]
 )
 def test_rows_given_to_a_tail_are_left_as_they_are(layer: str) -> None:
     logits = []

@@ -126,6 +126,7 @@ def test_guard_keeps_what_earlier_checks_found_of_others(scenes: str, tmp_path: 
     file.write_text(text.replace("same bits", "MISSES"))
     assert guarded(scenes, tmp_path, "--methods", "cam", "--paths", "inference_mode=true", "--fresh") == 0
     assert table() == [["inference_mode=true", "cam", "same bits"]]
+    assert (tmp_path / "bench_guard_cpu_before.csv").read_text().count("MISSES") == 2  # finished work is not lost
 
 
 def test_guard_says_when_no_method_is_left(scenes: str, tmp_path: File, capsys: Any) -> None:
@@ -186,6 +187,28 @@ def test_guard_measures_how_far_rounding_goes(scenes: str, monkeypatch: pytest.M
     assert same.line()[-1] == "same bits"
     assert [same.line()[5], same.line()[7]] == ["", ""]
     assert first.line()[5] == f"{first.rounding.cosine:.7f}"
+
+
+def test_guard_counts_pairs_that_a_path_cannot_measure_as_missed(scenes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = guard.Walk.rows
+
+    def rows(self: guard.Walk, found: Any) -> Any:
+        """Of a path that cannot measure one pair."""
+        kept = real(self, found)
+        if self.cfg.protocol.fill == "black_pixel":
+            del kept[next(iter(kept))]
+        return kept
+
+    monkeypatch.setattr(guard.Walk, "rows", rows)
+    monkeypatch.setattr(guard, "nudge", lambda network, draw: None)
+    checked = guard.Guard([scenes, "dataset.images=4", "limit=1", "device=cpu"])
+    (found,) = checked.compare([Path("lossy", ("protocol.fill=black_pixel",))], ["uniform"])
+    assert found.verdict == "MISSES"
+    assert "nan" in found.line()[3]
+    assert "nan" in found.line()[6]
+    everywhere = guard.Guard([scenes, "dataset.images=4", "limit=2", "device=cpu", "protocol.fill=black_pixel"])
+    (found,) = everywhere.compare([Path("plain")], ["uniform"])  # what no path can measure is not compared
+    assert found.verdict == "same bits"
 
 
 def test_furthest_by_hand() -> None:

@@ -332,6 +332,30 @@ def test_full_gradients_agree_with_biases_spelt_out_and_sum_to_the_logit() -> No
     assert torch.allclose(total, classifier.logits(images)[pairs.image, pairs.target], rtol=1e-3, atol=1e-5)
 
 
+class Pointwise(nn.Module):
+    """A layer for each position of maps, as a convolution or as a linear layer; and one that no image reaches."""
+
+    def __init__(self, linear: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.stem, self.aside = linear, nn.Conv2d(3, 4, 3, stride=2), nn.Linear(2, 1)
+        weight, self.bias = torch.randn(5, 4), nn.Parameter(torch.randn(5))
+        self.layer: nn.Module = nn.Linear(4, 5) if linear else nn.Conv2d(4, 5, 1)
+        self.layer.weight = nn.Parameter(weight if linear else weight[:, :, None, None])
+        self.layer.bias = self.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images).relu()
+        x = self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if self.linear else self.layer(x)
+        return x.relu().mean((2, 3)) + self.aside(torch.ones(2))
+
+
+def test_fullgrad_takes_linear_layers_on_maps_for_the_convolutions_that_they_are() -> None:
+    images, pairs = make_batch()
+    maps = [FullGrad()(make_classifier(Pointwise(linear), layers={}), images, pairs) for linear in (False, True)]
+    torch.testing.assert_close(*maps, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("biased", [False, True])
 def test_fullgrad_keeps_its_terms_when_batch_norms_are_folded(biased: bool) -> None:
     torch.manual_seed(0)

@@ -571,6 +571,32 @@ class Winding(nn.Module):
         return self.head(torch.tanh(self.last(x)).mean((2, 3)))
 
 
+class CountsFirst(nn.Module):
+    """Reads how many images there are before its layer runs, and uses it afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.stem, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        return self.head(torch.tanh(self.stem(x)).reshape(n, 4, -1).mean(2))
+
+
+class Dense(nn.Module):
+    """Joins what its layer puts out with what the layer was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.stem, self.layer, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(torch.tanh(torch.cat([x, self.layer(x)], 1)).mean((2, 3)))
+
+
 def ablated_by_hook(network: nn.Module, layer: str, images: Tensor, pairs: Pairs) -> Tensor:
     """Ablation-CAM's maps (P,H,W) by full forwards, one channel at a time."""
 
@@ -604,6 +630,8 @@ def ablated_by_hook(network: nn.Module, layer: str, images: Tensor, pairs: Pairs
         (Winding, "block"),
         (Winding, "block.0"),
         (Winding, "stem"),
+        (CountsFirst, "stem"),
+        (Dense, "layer"),
         (lambda: build("resnet50", 4, 0.0625), "layer3"),
         (lambda: build("resnet50", 4, 0.0625), "layer4.1.bn2"),
         (lambda: build("resnet50", 4, 0.0625), "layer4.1.bn3"),  # the block adds to it in place

@@ -127,6 +127,12 @@ def test_folded_batch_norm_gives_the_same_outputs() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
 
+def test_batch_norm_without_statistics_of_its_own_is_not_folded() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    assert fold_batch_norms(network) == 0
+    assert isinstance(network[1], nn.BatchNorm2d)
+
+
 # ------------------------------------------------------------------------------------------------- checkpoints
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -212,6 +213,24 @@ def test_weights_that_were_changed_since_are_noticed() -> None:
     torch.testing.assert_close(batch.grad, 2 * before)
 
 
+def test_weights_written_past_the_count_of_changes_are_noticed() -> None:
+    """As many write a check of randomised weights; see `Kept`."""
+    plain, packed = pair(kernel_size=3)
+    batch = images(1, 8, 6, 6)
+    packed(batch)
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda weight: weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))),
+        lambda weight: weight[3].zero_(),  # a filter
+        lambda weight: weight[:, 5].zero_(),  # a channel
+    ]
+    for change in changes:
+        before = packed(batch)
+        for each in (plain, packed):
+            change(each.weight.data)
+        torch.testing.assert_close(packed(batch), plain(batch), rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(packed(batch), before)
+
+
 def test_weights_in_other_memory_are_noticed() -> None:
     """As after a conversion to another type and back, which leaves the parameter and its count of changes."""
     plain, packed = pair(kernel_size=3)
@@ -407,6 +426,7 @@ def test_classifiers_pack_on_the_cpu_unless_told_otherwise() -> None:
     batch, _ = make_batch()
     for options, used in (({}, True), ({"packed_weights": False}, False), ({"precision": "bf16"}, False)):
         classifier = make_classifier(**options)
+        classifier.logits(batch)  # it begins with a look at the network, in float32
         with Packed() as counted:
             classifier.logits(batch)
         assert (counted.used > 0) == used

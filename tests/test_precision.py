@@ -1,6 +1,7 @@
 """Faster arithmetic: rounded or compiled passes stay near the exact ones, and metrics stay exact."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -174,6 +175,24 @@ def test_forward_batch_is_tried_with_one_image_where_memory_is_short(monkeypatch
     assert tried == [8, 1]
 
 
+def test_forward_batch_is_tried_again_when_the_memory_of_the_first_try_is_free(monkeypatch):
+    alive = []
+
+    def bytes_per_image(network, device, size, images):
+        kept = torch.ones(3)
+        alive.append(weakref.ref(kept))
+        if images > 1:
+            raise RuntimeError("CUDA error: out of memory")
+        assert alive[0]() is None
+        return 1 << 30
+
+    monkeypatch.setattr(forward_batch, "_bytes_per_image", bytes_per_image)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 << 30, 8 << 30))
+    largest_batch(tiny_network(), torch.device("cuda"), 16)
+    assert len(alive) == 2
+
+
 @pytest.mark.parametrize(
     ("error", "ran_out"),
     [
@@ -181,6 +200,8 @@ def test_forward_batch_is_tried_with_one_image_where_memory_is_short(monkeypatch
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )

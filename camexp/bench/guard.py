@@ -24,7 +24,7 @@ from camexp.bench.paths import Path
 from camexp.bench.walk import Walk
 from camexp.errors import CamexpError
 from camexp.provenance import environment
-from camexp.records import Key, Row
+from camexp.records import Row
 
 POINTS = 0.1
 """Largest change of a metric's mean, in percent points, unless rounding alone makes a larger one."""
@@ -42,16 +42,21 @@ SHORT = {"masks": 16, "m": 4, "steps": 4, "samples": 4, "iterations": 2, "stride
 """Parameters of long methods, unless --full: the passes are the same, there are fewer of them."""
 
 
+Pair = tuple[str, int]
+"""Image id and class."""
+
+
 @dataclass(frozen=True)
 class Explained:
     """What a method gave on a path.
 
     Attributes
     ----------
-    maps: (H,W) by (image id, class); values: (P,) by metric, of these pairs in order, in percent.
+    maps: (H,W) by (image id, class); values: (P,) by metric, of these pairs in order, in percent. Both are NaN for a
+        pair that could not be measured.
     """
 
-    maps: dict[tuple[str, int], Tensor]
+    maps: dict[Pair, Tensor]
     values: dict[str, Tensor]
 
 
@@ -112,7 +117,7 @@ class Finding:
 
     def line(self) -> list[str]:
         """The cells of `HEAD` up to the verdict: every metric beyond the tolerance, or else what changed most."""
-        beyond = [metric for metric, change in self.changes.items() if change > POINTS + EQUAL]
+        beyond = [metric for metric, change in self.changes.items() if not change <= POINTS + EQUAL]
         shown = beyond or [max(self.changes, key=self.changes.__getitem__)]
         cosine, reaches = "", [""]
         if self.rounding is not None:
@@ -167,19 +172,20 @@ class Guard:
         names = {field.name for field in fields(method) if field.init} & SHORT.keys()
         return method if self.full else replace(method, **{name: SHORT[name] for name in names})
 
-    def explained(self, walk: Walk, method: Any) -> Explained:
-        """Of one method on all images."""
-        maps: dict[tuple[str, int], Tensor] = {}
-        rows: dict[Key, Row] = {}
+    def explained(self, walk: Walk, method: Any, pairs: Iterable[Pair] | None = None) -> Explained:
+        """Of one method on the given pairs; without them, on all that can be measured."""
+        maps: dict[Pair, Tensor] = {}
+        rows: dict[Pair, Row] = {}
         for found in walk.explanations(method):
-            rows |= walk.rows(found)
+            rows |= {(image_id, int(target)): row for (image_id, target), row in walk.rows(found).items()}
             maps |= {(image_id, target): m for (_, image_id, target), m in zip(found.pairs, found.maps, strict=True)}
-        if not rows:
+        pairs = [pair for pair in maps if pair in rows] if pairs is None else [*pairs]
+        if not pairs:
             raise CamexpError("there is no pair to compare; choose another data set or a larger limit=")
-        ordered = [rows[image_id, str(target)] for image_id, target in maps]
-        percent = {metric: [100 * float(row[metric]) for row in ordered] for metric in walk.metrics}
+        measured = {pair: maps[pair] if pair in rows else torch.full_like(maps[pair], torch.nan) for pair in pairs}
+        percent = {metric: [100 * float(rows.get(p, {}).get(metric, "nan")) for p in pairs] for metric in walk.metrics}
         values = {metric: torch.tensor(column, dtype=torch.float64) for metric, column in percent.items()}
-        return Explained(maps, values)
+        return Explained(measured, values)
 
     def compare(self, paths: Sequence[Path], methods: Sequence[str]) -> Iterator[Finding]:
         """Every path and method; a method that the network does not allow is left out, and why is said."""
@@ -191,7 +197,7 @@ class Guard:
                 walk = self.walk(path)
                 for name, expected in plain.items():
                     progress.set_postfix_str(f"{path.name} {name}")
-                    found = finding(path, name, expected, self.explained(walk, self.method(name)))
+                    found = finding(path, name, expected, self.explained(walk, self.method(name), expected.maps))
                     progress.update()
                     if not found.alone:
                         reach[name] = reach.get(name) or self._by_rounding(name, expected, progress)
@@ -207,7 +213,7 @@ class Guard:
             progress.set_postfix_str(f"rounding {draw + 1} {name}")
             walk = self.walk(PLAINLY)
             nudge(walk.classifier.network, draw)
-            found = self.explained(walk, self.method(name))
+            found = self.explained(walk, self.method(name), plain.maps)
             smallest = min(smallest, smallest_cosine(plain, found))
             drawn.append(found.values)
             progress.update()
@@ -261,8 +267,8 @@ def furthest(plain: Mapping[str, Tensor], drawn: Sequence[Mapping[str, Tensor]])
 
 
 def smallest_cosine(plain: Explained, fast: Explained) -> float:
-    """Of any pair's two maps."""
-    return min(cosine(plain.maps[pair][None], fast.maps[pair][None]).item() for pair in plain.maps)
+    """Of any pair's two maps; NaN if one has values that are no numbers."""
+    return torch.cat([cosine(plain.maps[pair][None], fast.maps[pair][None]) for pair in plain.maps]).min().item()
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:

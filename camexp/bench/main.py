@@ -28,7 +28,7 @@ from camexp.bench.page import summary, write_page
 from camexp.bench.paths import possible_paths
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
-from camexp.bench.table import Bench, Store, made_with
+from camexp.bench.table import Bench, Store, made_with, set_aside
 from camexp.command import exit_status
 from camexp.config import make_device
 from camexp.errors import CamexpError
@@ -59,7 +59,7 @@ def run_table(args: argparse.Namespace, device: torch.device) -> int:
     cells = all_cells(args.methods, args.models, args.images, args.classes)
     command = " ".join(["python", "scripts/bench.py", *args.given])
     store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), command, args.fresh)
-    if store.replaced:
+    if store.replaced and not args.fresh:
         print(
             f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}; the cells of before are "
             "kept in *_before.csv",
@@ -121,8 +121,10 @@ def run_guard(args: argparse.Namespace, device: torch.device) -> int:
     file = args.output / f"bench_guard_{kind(device)}.csv"
     known = [] if args.fresh else [[*row.values()] for row in read_csv(file, guard.HEAD)]
     lines = {guard.what(line): line for line in known}
-    findings = []
+    findings: list[guard.Finding] = []
     for found in checked.compare(paths, args.methods):
+        if args.fresh and not findings:
+            set_aside(file)
         findings.append(found)
         line = [*found.line(), *checked.where]
         lines.pop(guard.what(line), None)
@@ -163,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--classes", type=numbers, default=(1, 3), help="N,N,...; classes per image (1,3)")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda")
     made.add_argument("--output", type=Path, default=DOCS, help="folder of the CSVs and the page (docs)")
-    made.add_argument("--fresh", action="store_true", help="measure finished cells anew; of --guard: forget the others")
+    made.add_argument("--fresh", action="store_true", help="a new table; the old is kept in *_before.csv")
     made.add_argument("--paths", type=names, default=(), help="NAME,...; of --guard, all that the machine can take")
     made.add_argument("--full", action="store_true", help="--guard with the methods' own parameters")
     return made

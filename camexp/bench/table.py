@@ -33,6 +33,7 @@ class Store:
     Parameters
     ----------
     command: that measures the new cells; the JSON lists each that measured any.
+    fresh: set all cells aside.
     """
 
     path: Path
@@ -46,12 +47,12 @@ class Store:
         self.commands: list[str] = []
         self.replaced: list[str] = []
         self.set_aside = False
-        if self.path.is_file() and not self.fresh:
+        if self.path.is_file():
             info = read_info(self.path)
             before = info.get("made_with", {})
             keys = sorted(before.keys() | self.made_with.keys())
             self.replaced = [key for key in keys if before.get(key) != self.made_with.get(key)]
-            if not self.replaced:
+            if not self.replaced and not self.fresh:
                 self.rows = {cell_of(row): row for row in read_csv(self.path, COLUMNS)}
                 self.commands = info.get("commands", [])
 
@@ -66,18 +67,19 @@ class Store:
     def write(self) -> None:
         """Write both files."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.replaced and not self.set_aside:
-            self._set_aside()
+        if (self.replaced or self.fresh) and not self.set_aside:
+            self.set_aside = True
+            for suffix in (".csv", ".json"):
+                set_aside(self.path.with_suffix(suffix))
         info = {"made_with": self.made_with, "commands": self.commands, "left_out": self.left_out}
         write_atomically(self.path, to_csv(self.rows.values(), COLUMNS, header=True))
         write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
 
-    def _set_aside(self) -> None:
-        self.set_aside = True
-        for suffix in (".csv", ".json"):
-            old = self.path.with_suffix(suffix)
-            if old.is_file():
-                old.replace(old.with_name(f"{old.stem}_before{suffix}"))
+
+def set_aside(file: Path) -> None:
+    """Let a file that may be there keep what it has under a name that ends in `_before`."""
+    if file.is_file():
+        file.replace(file.with_name(f"{file.stem}_before{file.suffix}"))
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -26,8 +26,9 @@ class FullGrad:
 
     z_b is the output of a convolution or batch norm, b its bias, at every position of z_b; k a channel. Batch norm
     has the implicit bias beta - mean gamma / sqrt(var + eps). psi takes absolute values, scales them to [0,1] by
-    minimum and maximum, and enlarges them bilinearly to the image. Biases of linear layers have no place in the
-    image and are left out of the map, as in the paper; completeness needs them (see `full_gradients`).
+    minimum and maximum, and enlarges them bilinearly to the image. Biases of linear layers that see the image as a
+    whole have no place in it and are left out of the map, as in the paper; completeness needs them (see
+    `full_gradients`).
 
     Cost: one forward per image, one backward per pair.
 
@@ -79,9 +80,10 @@ def full_gradients(
     """Hand over the terms of the complete sum for images (n,3,H,W), for each column of the classes (n,c) in turn.
 
     `take` is called with every term as the backward pass comes to it, so that the gradients need not be kept:
-    dy_c/dz * b for every call of a convolution or batch norm, (n,C,h,w), and of a linear layer, (n,N), the last call
-    first; then dy_c/dx * x (n,3,H,W). The sum of everything is y_c, if every bias belongs to such a layer and all
-    other operations are positively homogeneous. One forward pass serves all classes.
+    dy_c/dz * b for every call of a convolution or batch norm, (n,C,h,w), and of a linear layer, (n,N), or (n,N,h,w) if
+    it was given (n,h,w,...), the last call first; then dy_c/dx * x (n,3,H,W). The sum of everything is y_c, if every
+    bias belongs to such a layer and all other operations are positively homogeneous. One forward pass serves all
+    classes.
     """
     inputs = images.detach().requires_grad_()
     with biased_outputs(classifier.network, take), torch.enable_grad():
@@ -95,12 +97,14 @@ def full_gradients(
 def biased_outputs(network: nn.Module, take: Callable[[Tensor], None]) -> Iterator[None]:
     """While the context lasts, let gradients that will come back to a layer with a bias be taken, times the bias."""
 
-    def watch(output: Tensor, bias: Tensor) -> None:
+    def watch(module: nn.Module, output: Tensor, bias: Tensor) -> None:
+        channels = -1 if isinstance(module, nn.Linear) else 1  # their dimension
         shaped = bias.view(-1, *[1] * (output.dim() - 2))
-        output.register_hook(lambda gradient: take(gradient * shaped))
+        if output.requires_grad:  # otherwise it does not depend on the images
+            output.register_hook(lambda gradient: take(gradient.movedim(channels, 1) * shaped))
 
     handles = [
-        module.register_forward_hook(lambda module, args, output, bias=bias: watch(output, bias))
+        module.register_forward_hook(lambda module, args, output, bias=bias: watch(module, output, bias))
         for module in network.modules()
         if (bias := bias_of(module)) is not None
     ]

@@ -9,7 +9,7 @@ from camexp.methods.gradcam import gradcam
 from camexp.methods.guided_backprop import guided_relus
 from camexp.methods.reduce import OF_GRADIENTS, REDUCTIONS, check_reduce
 from camexp.models.backward import by_class
-from camexp.models.classifier import Classifier
+from camexp.models.classifier import Classifier, of_layers, require_maps
 from camexp.pairs import Pairs
 
 
@@ -49,19 +49,23 @@ class GuidedGradCAM:
         layer = self.layer or classifier.cam_layer
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
-            inputs, found = images[image].detach().requires_grad_(), []
+            inputs, found = images[image].detach().requires_grad_(), dict[str, Tensor]()
 
             def keep(name: str, output: Tensor) -> Tensor:
-                found.append(output)
+                require_maps(name, output, found)
+                found[name] = output
                 return output.clone()  # what follows may change its input in place
 
             with guided_relus(classifier.network) as guide, classifier.hooks([layer], keep), torch.enable_grad():
                 logits = classifier.forward(inputs)
             guide.on = False
-            plain = [gradient for (gradient,) in by_class(logits, target, found, keep=True)]
+            (activation,) = of_layers([layer], found)
+            plain = [gradient for (gradient,) in by_class(logits, target, [activation], keep=True)]
             guide.on = True
             guided = [gradient for (gradient,) in by_class(logits, target, [inputs])]
-            cams = [gradcam(found[0].detach(), gradient, images.shape[2:]) for gradient in plain]  # (n, H, W) each
+            cams = [
+                gradcam(activation.detach(), gradient, images.shape[2:]) for gradient in plain
+            ]  # (n, H, W) each
             return [torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]]
 
         (attributions,) = classifier.of_images(pairs, work)

@@ -1,6 +1,6 @@
 """Classifier: the one way in which methods and metrics run a network."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -32,7 +32,7 @@ class Classifier:
     Parameters
     ----------
     network: images (N,3,H,W) -> logits (N,C). It is taken over: evaluation mode, parameters without
-        gradients, no in-place activations (they would overwrite captured ones).
+        gradients, in-place activations in passes without a graph only (elsewhere they would overwrite captured ones).
     layers: names of the layers that methods use, by role: "cam" (one module path) and "sise" (several).
     confidence: how logits become the confidence Psi: "softmax", "sigmoid" or "logit".
     fill: (3,1,1) fed value of a masked-out pixel; zeros by default.
@@ -102,6 +102,7 @@ class Classifier:
         self.inference_mode, self.tail_backward = inference_mode, tail_backward
         if self.device.type == "cuda":
             exact_products()
+        self._is_known = self._writes_over_images = False  # see `_get_to_know`
         self._compiled = torch.compile(self.network, mode="reduce-overhead", dynamic=False) if compiled else None
         self.on_forward: Callable[[int], None] = lambda images: None  # told of every pass, for progress bars
 
@@ -151,6 +152,7 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W), `forward_batch` at a time, without a graph."""
+        self._get_to_know(images)
         with torch.inference_mode() if self.inference_mode else torch.no_grad():
             chunks = self.in_chunks(lambda rows: self._without_graph(images[rows]), len(images))
         return torch.cat(chunks)  # outside: a graph of the caller's may keep it
@@ -169,8 +171,7 @@ class Classifier:
             self.on_forward(len(images))
             missing = self._compiled_size(len(images)) - len(images)
             full = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing > 0 else images
-            full = full.to(self.device).contiguous(memory_format=self.memory_format)
-            return self._compiled(full)[: len(images)].float().clone()  # a CUDA graph uses its output again
+            return self._compiled(self._fed(full))[: len(images)].float().clone()  # a CUDA graph uses its output again
 
     def _compiled_size(self, images: int) -> int:
         """Images of a compiled pass that takes so many: one of few sizes, for every other one is compiled anew."""
@@ -194,7 +195,7 @@ class Classifier:
         return self.confidence(self.logits(images))
 
     def masked(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Images (N,3,H,W) seen through masks (N,1,H,W) in [0,1]: `fill` where the mask is 0; in `forward`'s layout."""
+        """Images (N,3,H,W) seen through masks (N,1,H,W) in [0,1]: `fill` where the mask is 0."""
         if not self._fill_is_zero:
             return self.fill + (images - self.fill) * masks
         return images * masks
@@ -202,11 +203,52 @@ class Classifier:
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N,C) of images (N,3,H,W) in one pass, with a graph where the caller records one."""
         self.on_forward(len(images))
-        images = images.to(self.device).contiguous(memory_format=self.memory_format)
+        fed = self._fed(images)
         fusion = fusion_of(self.network)
         if fusion is not None:
-            fusion.watch(images)
-        return self.network(images)
+            fusion.watch(fed)
+        try:
+            return self.network(fed)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error) or self.memory_format is not torch.channels_last:
+                raise
+            reason = "the network calls .view on maps, which are not contiguous in channels-last order"
+            raise CamexpError(f"{reason}; let it call .reshape or .flatten, or pass channels_last=false") from error
+
+    def _fed(self, images: Tensor) -> Tensor:
+        """Images as the network is given them: on its device, in its layout, and copied if it writes over them."""
+        fed = images.to(self.device).contiguous(memory_format=self.memory_format)
+        return fed.clone() if self._writes_over_images else fed
+
+    @torch.no_grad()
+    def _get_to_know(self, images: Tensor) -> None:
+        """Find out with one image, once, whether the network writes over its images.
+
+        Raises
+        ------
+        CamexpError: for a network that reads what its in-place activations overwrote. Passes without a graph let them
+            work in place and the others do not: they would compute two functions.
+        """
+        if self._is_known or len(images) == 0 or watched(self._modules):
+            return
+        image, told, logits, overwritten = self._fed(images[:1]), self.on_forward, [], False
+        self.on_forward = lambda images: None
+        try:
+            for in_place in sorted({False, bool(self._activations)}):
+                fed = image.clone()
+                self._work_in_place(in_place)
+                logits.append(self.forward(fed))
+                overwritten |= not torch.equal(fed, image)
+        finally:
+            self._work_in_place(False)
+            self.on_forward = told
+        largest = logits[0].nan_to_num().abs().max().item()
+        if not torch.allclose(logits[0], logits[-1], rtol=0, atol=1e-3 * largest, equal_nan=True):
+            raise CamexpError(
+                "the network reads again what one of its in-place activations has overwritten; write down what is "
+                "meant, x = relu(x), with inplace=False"
+            )
+        self._writes_over_images, self._is_known = overwritten, True
 
     def in_chunks(self, work: Callable[[slice], T], total: int, times: int = 1) -> list[T]:
         """`work(rows)` for consecutive slices of at most `times * forward_batch` of `total` rows, in order.
@@ -220,7 +262,7 @@ class Classifier:
             try:
                 results.append(work(rows))
                 start = rows.stop
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if self.forward_batch == 1 or not out_of_memory(error):
                     raise
                 self.forward_batch //= 2
@@ -245,7 +287,7 @@ class Classifier:
             self.network.get_submodule(name).register_forward_hook(
                 lambda module, args, output, name=name: keep(name, output)
             )
-            for name in layers
+            for name in dict.fromkeys(layers)
         ]
         try:
             yield
@@ -261,13 +303,13 @@ class Classifier:
             found: dict[str, Tensor] = {}
 
             def keep(name: str, output: Tensor) -> Tensor:
-                _require_maps(name, output)
+                require_maps(name, output, found)
                 found[name] = output.clone()  # what follows may change its input in place
                 return output
 
             with self.hooks(layers, keep):
                 self.forward(images[rows])
-            return [found[name] for name in layers]
+            return of_layers(layers, found)
 
         return [torch.cat(parts) for parts in zip(*self.in_chunks(work, len(images)), strict=True)]
 
@@ -286,11 +328,12 @@ class Classifier:
         -------
         Activations (B,K,h,w) of each layer, differentiable, and logits (B,C).
         """
+        self._get_to_know(images)
         inputs = images if self.tail_backward else images.detach().requires_grad_()
         found: dict[str, Tensor] = {}
 
         def keep(name: str, output: Tensor) -> Tensor:
-            _require_maps(name, output)
+            require_maps(name, output, found)
             if not found:
                 output = output.detach().requires_grad_() if self.tail_backward else carried_back(output, inputs)
             found[name] = output
@@ -298,7 +341,7 @@ class Classifier:
 
         with self.hooks(layers, keep), torch.enable_grad():
             logits = self.forward(inputs)
-        return [found[name] for name in layers], logits
+        return of_layers(layers, found), logits
 
     def activations_and_gradients(self, images: Tensor, pairs: Pairs, layer: str) -> tuple[Tensor, Tensor]:
         """Activations A and gradients dy_c/dA of the pairs' logits, both (P,K,h,w), at one layer.
@@ -342,6 +385,7 @@ class Classifier:
 
     def input_gradients(self, images: Tensor, pairs: Pairs) -> Tensor:
         """Gradients dy_c/dI (P,3,H,W) of the pairs' logits; one forward per image, one backward per pair."""
+        self._get_to_know(images)
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
             inputs = images[image].detach().requires_grad_()
@@ -374,9 +418,27 @@ class Classifier:
         return [torch.cat(parts)[places] for parts in zip(*results, strict=True)]
 
 
-def _require_maps(name: str, output: Tensor) -> None:
+def require_maps(name: str, output: object, found: Container[str]) -> None:
+    """Raise CamexpError unless a layer puts out channels of maps, and for the first time in a pass.
+
+    Parameters
+    ----------
+    found: the layers that ran before.
+    """
+    if name in found:
+        raise CamexpError(f"layer {name!r} runs more than once in a pass; choose the module around it")
+    if not isinstance(output, Tensor):
+        raise CamexpError(f"layer {name!r} puts out a {type(output).__name__}, not a tensor; choose another layer")
     if output.dim() != 4:
         shape = "x".join(map(str, output.shape[1:]))
         raise CamexpError(
             f"layer {name!r} puts out {shape} values per image, not channels of maps; choose another layer"
         )
+
+
+def of_layers(layers: Sequence[str], found: Mapping[str, Tensor]) -> list[Tensor]:
+    """What was found of each layer; raises CamexpError for one that did not run."""
+    for name in layers:
+        if name not in found:
+            raise CamexpError(f"layer {name!r} does not run when the network does; choose another layer")
+    return [found[name] for name in layers]

@@ -25,10 +25,10 @@ def fold_batch_norms(network: nn.Module, biased: bool = False) -> int:
         if node.op != "call_module" or before is None or before.op != "call_module":
             continue
         convolution, norm = modules[before.target], modules[node.target]
-        alone = len(before.users) == 1 and calls.count(before.target) == calls.count(node.target) == 1
-        if not (alone and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
             continue
-        if biased or convolution.bias is None:
+        alone = len(before.users) == 1 and calls.count(before.target) == calls.count(node.target) == 1
+        if alone and (biased or convolution.bias is None):
             network.set_submodule(str(before.target), nn.utils.fuse_conv_bn_eval(convolution, norm))
             network.set_submodule(str(node.target), nn.Identity())
             folded += 1

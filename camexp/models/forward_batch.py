@@ -10,7 +10,14 @@ GRAPH_ON_CPU = 960 << 20
 LARGEST = 512
 PROBE = 8
 
-OUT_OF_MEMORY = ("out of memory", "not enough memory", "alloc_failed")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",
+    "alloc_failed",
+    "could not create a primitive",
+)
+"""What CUDA, PyTorch on Windows and on Linux, CUDA's libraries and oneDNN say."""
 
 
 def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
@@ -26,11 +33,14 @@ def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
     if device.type != "cuda":
         image = torch.zeros(1, 3, size, size, device=device)
         return _power_of_two(GRAPH_ON_CPU / max(1, graph_bytes(network, image)), ON_CPU)
+    per_image = None
     try:
         per_image = _bytes_per_image(network, device, size, PROBE)
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
+    if per_image is None:  # out of the handler, which keeps what the pass had in memory
+        torch.cuda.empty_cache()
         per_image = _bytes_per_image(network, device, size, 1)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)

@@ -30,7 +30,8 @@ def fuse_activations(network: nn.Module) -> "Fusion":
     fusion = Fusion()
     if all(bool(parameter.isfinite().all()) for parameter in network.parameters()):
         for module in network.modules():
-            if type(module) in FUSED and "forward" not in vars(module):
+            replaced = vars(module).keys() & {"forward", "_forward_impl"}  # the latter is what ResNet.forward calls
+            if type(module) in FUSED and not replaced:
                 vars(module)["forward"] = FUSED[type(module)](module, fusion)  # what nn.Module.__call__ calls
     return fusion
 

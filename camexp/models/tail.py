@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from camexp.models.classifier import Classifier
+from camexp.models.classifier import Classifier, of_layers, require_maps
 
 IMAGE = ""
 """The name, among those of modules, of what the network as a whole is given."""
@@ -56,8 +56,10 @@ def tail_behind(classifier: Classifier, images: Tensor, layer: str) -> Iterator[
         head, logits = _record(classifier, images, layer, {layer, *read})
 
     def run(rows: Tensor, i: int) -> Tensor:
-        given = {IMAGE: images[i : i + 1], **{name: head[name][i : i + 1] for name in read}, layer: rows}
-        answers.update({name: value.clone() if name in changed else value for name, value in given.items()})
+        given = {IMAGE: images[i : i + 1], **{name: head[name][i : i + 1] for name in read}}
+        for name, value in (answers | given).items():
+            repeated = rows if name == layer else value[:1].expand(len(rows), *value.shape[1:])
+            answers[name] = repeated.clone() if name in changed else repeated
         classifier.on_forward(len(rows))
         return classifier.network(answers[IMAGE])
 
@@ -82,6 +84,7 @@ def _record(
 
     Outputs are (B,...) of the modules to be kept, and (0,...) of the others. Modules that are called more than once,
     or whose output is not one row per image, are left out. What is kept is copied: what follows may change it in place.
+    Raises CamexpError for a layer that runs more than once, or not at all.
     """
     names = _outermost(classifier.network, layer)
 
@@ -92,12 +95,15 @@ def _record(
 
         def look(name: str, output: Tensor) -> Tensor:
             calls[name] += 1
+            if name == layer:
+                require_maps(name, output, outputs)
             if layer not in outputs and isinstance(output, Tensor) and output.shape[:1] == inputs.shape[:1]:
                 outputs[name] = (output if name in kept else output[:0]).clone()
             return output
 
         with classifier.hooks(names, look):
             logits = classifier.forward(inputs)
+        of_layers([layer], outputs)
         return {name: output for name, output in outputs.items() if calls[name] == 1 or name == layer}, logits
 
     parts, logits = zip(*classifier.in_chunks(work, len(images)), strict=True)
