@@ -22,8 +22,8 @@ setup: $(VENV)/.done  ## make the virtual environment and install (CONSTRAINTS= 
 reproduce: setup  ## run the suite that fills the papers' tables, and print them (SUITE=mini DRY= OPTIONS=)
 	@$(RUN) -m camexp.reproduce $(SUITE) $(if $(DRY),--dry-run) $(OPTIONS)
 
-report: setup  ## print the tables again from the records alone
-	@$(RUN) scripts/report.py
+report: setup  ## print the tables again from the records alone (OPTIONS=--details)
+	@$(RUN) scripts/report.py $(OPTIONS)
 
 test: setup  ## run the tests
 	$(RUN) -m pytest -n auto

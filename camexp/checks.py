@@ -1,19 +1,23 @@
-"""Whether the values of a config are of the types that they must be."""
+"""Whether a config has the options that there are, with values of the types that they must be."""
 
 import dataclasses
 from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 
 from camexp.errors import CamexpError
+from camexp.files import read_yaml
+from camexp.places import CONFIGS
 
 KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     int: ((int,), "an integer"),
     float: ((int, float), "a number"),
     bool: ((bool,), "true or false"),
-    str: ((str,), "a text"),
+    str: ((str,), "a string"),
 }
 """By annotation: the types of values that a config may give, and what they are called."""
 
@@ -23,9 +27,14 @@ def check_types(kind: Any, given: Mapping[Any, Any], where: str) -> None:
 
     Raises
     ------
-    CamexpError: for a value of another type.
+    CamexpError: for a value of another type, or a parameter that the dataclass lacks.
     """
-    hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+    if not dataclasses.is_dataclass(kind):
+        return
+    hints, names = get_type_hints(kind), [field.name for field in dataclasses.fields(kind) if field.init]
+    for name in given:
+        if not str(name).startswith("_") and name not in names:  # _target_ and its like are Hydra's
+            raise CamexpError(f"{where} has no parameter {name!r}; it has {', '.join(names) or 'none'}")
     for name, value in given.items():
         hint = hints.get(name)
         options = get_args(hint) if get_origin(hint) is UnionType else (hint,)
@@ -59,8 +68,32 @@ SWITCHES = (
 """Options of a run that are true or false."""
 
 
+@cache
+def known_options() -> frozenset[str]:
+    """Names of the options of a run, but for those of its data set, method and metrics."""
+    config = read_yaml(CONFIGS / "config.yaml")
+    known = {"dataset", "method", "metrics", *config} - {"defaults", "hydra"}
+    known |= {f"runtime.{name}" for name in config["runtime"]}
+    for group, folders in {"protocol": ["protocol"], "model": ["model", "dataset_model"]}.items():
+        files = [file for folder in folders for file in (CONFIGS / folder).glob("*.yaml")]
+        known |= {f"{group}.{name}" for file in files for name in read_yaml(file)}
+    return frozenset(known)
+
+
+def _check_names(cfg: DictConfig) -> None:
+    """Raise CamexpError for an option that a run does not have: `+` adds any name to a config."""
+    nested = {group: cfg[group] for group in ("runtime", "protocol", "model")}
+    given = [str(name) for name in cfg if name not in nested]
+    given += [f"{group}.{name}" for group, options in nested.items() for name in options]
+    for name in given:
+        if name not in known_options():
+            near = get_close_matches(name, known_options() | nested.keys(), 1)
+            raise CamexpError(f"there is no option {name}{f'; did you mean {near[0]}?' if near else ''}")
+
+
 def check_options(cfg: DictConfig) -> None:
-    """Raise CamexpError where a run's option is not the whole number, the switch or the name that it must be."""
+    """Raise CamexpError for an unknown option, and one that is not the whole number, switch or name that it must be."""
+    _check_names(cfg)
     allowed = {"limit": (None,), "forward_batch": ("auto",), "workers": ("auto",)}
     for name, smallest in SMALLEST.items():
         value = OmegaConf.select(cfg, name)

@@ -1,4 +1,4 @@
-"""How a command ends: its exit status, and what it says of a mistake or an interruption."""
+"""How a command speaks and ends: its exit status, and what it says of a mistake or an interruption."""
 
 import sys
 import traceback
@@ -11,6 +11,11 @@ from camexp.errors import CamexpError
 
 MISTAKES = (CamexpError, HydraException, OmegaConfBaseException)
 """Errors whose message is for the user, those of a config's options among them."""
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 pair", "2 pairs"."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def run_hydra(entry: Callable[[], None]) -> None:

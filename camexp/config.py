@@ -97,8 +97,14 @@ def checkpoint_path(cfg: DictConfig) -> Path | None:
     return checkpoint.resolve(cfg.model.checkpoint, cfg.model.name, cfg.dataset.name, cfg.model.get("hint") or "")
 
 
+def weights_of(cfg: DictConfig) -> str:
+    """The SHA-256 of the model's weights, "random:<seed>" for untrained ones."""
+    path = checkpoint_path(cfg)
+    return checkpoint.sha256(path) if path is not None else f"random:{cfg.seed}"
+
+
 def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]:
-    """The classifier and the SHA-256 of its weights ("random:<seed>" for untrained ones)."""
+    """The classifier and its `weights_of`."""
     path, preprocess = checkpoint_path(cfg), make_preprocess(cfg)
     torch.manual_seed(cfg.seed)
     network = build(cfg.model.architecture, num_classes, cfg.model.width, cfg.model.head)
@@ -129,7 +135,7 @@ def make_classifier(cfg: DictConfig, num_classes: int) -> tuple[Classifier, str]
     )
     if automatic:
         classifier.forward_batch = largest_batch(classifier.network, device, preprocess.size)
-    return classifier, checkpoint.sha256(path) if path is not None else f"random:{cfg.seed}"
+    return classifier, weights_of(cfg)
 
 
 def make_method(cfg: DictConfig) -> Method:
@@ -139,6 +145,9 @@ def make_method(cfg: DictConfig) -> Method:
 
 def make_metrics(cfg: DictConfig) -> dict[str, Metric]:
     """The metrics by name, in the order of the columns."""
+    for name, node in cfg.metrics.items():
+        if not isinstance(node, DictConfig):
+            raise CamexpError(f"metrics.{name} must be a config, not {node!r}: +metric@metrics.{name}={node} adds one")
     return {str(name): _make(node, f"metrics.{name}") for name, node in cfg.metrics.items()}
 
 

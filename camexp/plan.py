@@ -5,7 +5,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from camexp.config import compose_config
+from camexp.errors import CamexpError
 from camexp.experiment import PAPER, Column, Experiment
+
+CHOSEN = ("dataset", "model", "method", "protocol", "seed", "output")
+"""What the tables choose for each run themselves."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,19 @@ class PlannedRun:
 
 
 def plan(experiments: Iterable[Experiment], options: Iterable[str] = ()) -> list[PlannedRun]:
-    """Every run of the tables, each once, in their order; `options` are added to each command line."""
+    """Every run of the tables, each once, in their order; `options` are added to each command line.
+
+    Raises
+    ------
+    CamexpError: for an option that the tables choose for each run themselves.
+    """
+    options = [*options]
+    for option in options:
+        if (name := option.lstrip("+~").partition("=")[0]) in CHOSEN:
+            raise CamexpError(
+                f"{option}: tables choose the {name} of each run themselves; `python -m camexp.run {option}` makes one "
+                "run, and a file in configs/experiment a table of other runs"
+            )
     runs: dict[str, PlannedRun] = {}
     for experiment in experiments:
         timed = "runtime" in experiment.metrics

@@ -114,6 +114,21 @@ def _is_source(field: str) -> bool:
     )
 
 
+def something_computed(folder: Path) -> bool:
+    """Whether a batch was finished or a time taken; a run may end before its first."""
+    tables = [folder / name for name in ("records.csv", "timing.csv")]
+    return any(table.exists() and table.read_bytes().count(b"\n") > 1 for table in tables)
+
+
+def conflict(folder: Path, identity: Mapping[str, Any]) -> str:
+    """Why the run of an identity cannot go on in a folder; empty if it can."""
+    stored = read_info(folder).get("identity")
+    if not stored:
+        return f"{folder} holds rows without a run.json that says what made them"
+    fields = differing(stored, identity)
+    return "\n  ".join([f"{folder} holds another run; it differs in", *fields]) if fields else ""
+
+
 FILES = ("records.csv", "failures.csv", "timing.csv", "run.json")
 
 
@@ -159,26 +174,12 @@ class RunFolder:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
 
-    def _nothing_computed(self) -> bool:
-        """Whether no batch was finished and no time taken, as when a run ends before its first batch."""
-        tables = [self.path / name for name in ("records.csv", "timing.csv")]
-        return not any(table.exists() and table.read_bytes().count(b"\n") > 1 for table in tables)
-
     def _check(self, identity: Mapping[str, Any]) -> None:
-        stored = self.read_info().get("identity")
-        fields = differing(stored, identity) if stored else []
-        if (fields or not stored) and self._nothing_computed():
+        said = conflict(self.path, identity)
+        if said and something_computed(self.path):
+            raise CamexpError(f"{said}\nChoose another output= or pass overwrite=true (which deletes its rows).")
+        if said:
             self._clear()
-        elif not stored:
-            raise CamexpError(
-                f"{self.path} holds rows without a run.json that says what made them; "
-                "choose another output= or pass overwrite=true"
-            )
-        elif fields:
-            raise CamexpError(
-                f"{self.path} holds another run; it differs in\n  " + "\n  ".join(fields) + "\n"
-                "Choose another output= or pass overwrite=true (which deletes its rows)."
-            )
 
     def close(self) -> None:
         """Release the lock."""

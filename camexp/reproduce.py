@@ -1,8 +1,9 @@
 """The runs that a suite of tables needs, resumable: `python -m camexp.reproduce [SUITE] [option=value ...]`.
 
 First the plan: runs, pairs, estimated time, disk, what is missing and the command that gets it. Then what can run;
-the rest is skipped with a reason. Options are those of camexp.run and go to every run. Exit status as for
-camexp.run, 2 also when something was skipped; the tables are printed anyway.
+the rest is skipped with a reason. Options are those of camexp.run and go to every run; what the tables choose for each
+run (data set, model, method, protocol, seed, output) is refused. Exit status as for camexp.run, 2 also when something
+was skipped; the tables are printed anyway.
 """
 
 import argparse
@@ -19,27 +20,27 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from camexp.command import exit_status
+from camexp.command import counted, exit_status
 from camexp.config import compose_config, make_device
 from camexp.errors import CamexpError
 from camexp.experiment import load_suite, probe_seconds
 from camexp.plan import PlannedRun, plan
 from camexp.report.main import print_report
-from camexp.runner import execute
+from camexp.runner import command_of, execute
 from camexp.survey import Surveyor, describe
 
 
 def run_one(run: PlannedRun) -> tuple[str, int]:
     """Execute one run; what to say of it, and its exit status."""
     try:
-        outcome = execute(compose_config(list(run.overrides)))
+        outcome = execute(compose_config(list(run.overrides)), command_of(run.overrides))
     except CamexpError as error:
         return f"{run.name}: skipped: {error}", 2
     except Exception as error:  # of a method's own code; the other runs go on
         traceback.print_exc()
         return f"{run.name}: failed: {type(error).__name__}: {error}", 2
-    state = f"{outcome.computed} pairs computed" if outcome.computed else "already finished"
-    failed = f", {outcome.failures} failures listed in {outcome.path}" if outcome.failures else ""
+    state = f"{counted(outcome.computed, 'pair')} computed" if outcome.computed else "already finished"
+    failed = f", {counted(outcome.failures, 'failure')} listed in {outcome.path}" if outcome.failures else ""
     return f"{run.name}: {state}{failed}", int(outcome.failures > 0)
 
 

@@ -9,9 +9,9 @@ import hydra
 from omegaconf import DictConfig
 
 from camexp.checks import check_options
-from camexp.command import exit_status, run_hydra
+from camexp.command import counted, exit_status, run_hydra
 from camexp.places import CONFIGS
-from camexp.runner import execute
+from camexp.runner import command_of, execute
 
 EMBEDDED_NOTE = (
     "{name}: embedded procedural scenes with a small network; the numbers are not the papers'.\n"
@@ -23,21 +23,19 @@ def report(cfg: DictConfig) -> int:
     """Execute a config, say what came of it, and return the exit status."""
     if str(cfg.dataset.name).startswith("mini"):
         print(EMBEDDED_NOTE.format(name=cfg.dataset.name), file=sys.stderr)
-    outcome = execute(cfg)
-    more = [f"maps of {outcome.maps} pairs saved"] if outcome.maps else []
-    more += [f"{outcome.trials} run times taken"] if outcome.trials else []
+    outcome = execute(cfg, command_of(sys.argv[1:]))
+    more = [f"maps of {counted(outcome.maps, 'pair')} saved"] if outcome.maps else []
+    more += [f"{counted(outcome.trials, 'run time')} taken"] if outcome.trials else []
     if outcome.computed:
-        state = f"{outcome.computed} pairs computed"
+        state = f"{counted(outcome.computed, 'pair')} computed"
     elif cfg.runtime.only:
         state = ", ".join(more) or "run times already taken"
     else:
         state = f"already finished{'; '.join(['', *more]) or ', nothing to do'}"
-    print(f"{outcome.path}: {state}; {outcome.rows} rows", end="")
+    print(f"{outcome.path}: {state}; {counted(outcome.rows, 'row')}", end="")
     if outcome.failures:
-        print(
-            f", {outcome.failures} failures listed in {outcome.path / 'failures.csv'}; retry=true tries them again, "
-            "after annotations were mended overwrite=true"
-        )
+        listed = f"{counted(outcome.failures, 'failure')} listed in {outcome.path / 'failures.csv'}"
+        print(f", {listed}; retry=true tries them again; once annotations are mended, overwrite=true starts anew")
         return 1
     print()
     return 0

@@ -1,8 +1,9 @@
 """One run: the loop over batches (load, explain, measure, append), then the runtime trials and the maps to look at."""
 
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ class Outcome:
     trials: int = 0
 
 
-def execute(cfg: DictConfig) -> Outcome:
+def execute(cfg: DictConfig, command: str = "") -> Outcome:
     """Run one config to its end, or go on where it was interrupted.
+
+    Parameters
+    ----------
+    command: that composes the config, for run.json.
 
     Raises
     ------
@@ -66,9 +71,14 @@ def execute(cfg: DictConfig) -> Outcome:
     identity = identify(cfg, dataset, weights)
     folder = RunFolder(Path(cfg.output), list(metrics), identity, cfg.overwrite)
     try:
-        return _Run(cfg, dataset, preprocess, classifier, method, metrics, identity, folder).execute()
+        return _Run(cfg, dataset, preprocess, classifier, method, metrics, identity, folder, command).execute()
     finally:
         folder.close()
+
+
+def command_of(options: Sequence[str]) -> str:
+    """The command line of a run."""
+    return shlex.join(["python", "-m", "camexp.run", *options])
 
 
 @dataclass
@@ -83,6 +93,7 @@ class _Run:
     metrics: dict[str, Metric]
     identity: dict[str, Any]
     folder: RunFolder
+    command: str
     explainer: Explainer = field(init=False)
     saver: MapSaver = field(init=False)
     here: dict[str, Any] = field(init=False)
@@ -238,7 +249,7 @@ class _Run:
                 "identity": self.identity,
                 "environment": environment(self.classifier.device),
                 "timed_on": self.timed_on,
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "command": self.command,
             }
         )
 

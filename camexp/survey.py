@@ -16,11 +16,12 @@ from camexp.datasets.base import Dataset
 from camexp.errors import CamexpError
 from camexp.explain import Explainer, clock, stack
 from camexp.files import free_bytes
+from camexp.identity import identify
 from camexp.models.classifier import Classifier
 from camexp.models.preprocess import feed
 from camexp.pairs import Pairs
 from camexp.plan import PlannedRun
-from camexp.records import keys_in
+from camexp.records import conflict, keys_in, something_computed
 
 BYTES_PER_ROW = 150
 
@@ -46,7 +47,7 @@ class Prospect:
     @property
     def state(self) -> str:
         if self.problem:
-            return "missing"
+            return "cannot run"
         if self.pairs and not self.left:
             return "finished"
         return f"{self.pairs - self.left} of {self.pairs} pairs" if self.left < self.pairs else "new"
@@ -77,6 +78,8 @@ class Surveyor:
             if missing:
                 return Prospect(run, "\n".join(missing))
             dataset = self._dataset(cfg)
+            if said := _conflict(cfg, dataset):
+                return Prospect(run, said)
             pairs = sum(map(len, dataset.targets)) if run.rows else 0
             left = _left(dataset, Path(cfg.output)) if run.rows else 0
             seconds, at_least = self._estimate(cfg, dataset, left or int(not run.rows))
@@ -111,6 +114,15 @@ class Surveyor:
             print(f"{cfg.method.name}: no estimate: {type(error).__name__}: {error}", file=sys.stderr)
             return None, False
         return per_pair * pairs, at_least
+
+
+def _conflict(cfg: DictConfig, dataset: Dataset) -> str:
+    """What keeps a run from its folder, with what to do; empty if nothing does."""
+    folder = Path(cfg.output)
+    if cfg.overwrite or not something_computed(folder):
+        return ""
+    said = conflict(folder, identify(cfg, dataset, config.weights_of(cfg)))
+    return f"{said}\nMove or delete this folder, and it is computed anew." if said else ""
 
 
 def _left(dataset: Dataset, folder: Path) -> int:
@@ -220,4 +232,4 @@ def _problems(prospects: list[Prospect]) -> Iterator[str]:
             by_reason.setdefault(prospect.problem, []).append(prospect.run.name)
     for reason, names in by_reason.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield f"\nmissing for {shown}:\n  " + reason.replace("\n", "\n  ")
+        yield f"\ncannot run: {shown}:\n  " + reason.replace("\n", "\n  ")

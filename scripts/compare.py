@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from camexp.command import exit_status
+from camexp.command import counted, exit_status
 from camexp.report.compare import compare_folders, render
 
 
@@ -35,7 +35,7 @@ def compare(a: Path, b: Path, tolerance: float) -> int:
     for remark in remarks:
         print(f"! {remark}", file=sys.stderr)
     different = sum(not comparison.equal for comparison in compared)
-    print(f"{len(compared)} runs compared, {different} different")
+    print(f"{counted(len(compared), 'run')} compared, {different} different")
     return int(different > 0)
 
 

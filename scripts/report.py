@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--format", choices=FORMATS, default="terminal", help="what is printed; all are written")
     parser.add_argument("--details", action="store_true", help="also differences, ranks, orderings, results by group")
     parser.add_argument("--figures", action="store_true", help="also figures for papers, as PNG and SVG")
-    parser.add_argument("--points", type=float, default=Tolerance.points, help="tolerance in percent points (2)")
+    parser.add_argument("--points", type=float, default=Tolerance.points, help="tolerance in percentage points (2)")
     parser.add_argument("--factor", type=float, default=Tolerance.factor, help="tolerance of run times (2)")
     args = parser.parse_args()
     return exit_status(lambda: report(args))

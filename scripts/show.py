@@ -14,6 +14,7 @@ Options are those of camexp.run (dataset=, model=, model.checkpoint=, protocol.<
   output=FILE            the picture (default: results/show/<dataset>-<index>.png)
   height=224 across=8    pixels of one picture; pictures side by side
   colours=inferno        matplotlib's colour map for the maps
+  --config-dir configs   a folder with configs of your own, as of camexp.run
 
 Without methods no network is needed. Exit status: 0 done, 1 something could not be shown and is named, 2 a mistake
 that the message explains, 130 interrupted.
@@ -125,7 +126,8 @@ def chosen_methods(own: dict[str, str], overrides: list[str]) -> list[Choice]:
     named = {method.name for method in given}
     others = [Choice(name) for names in FAMILIES.values() for name in names if name not in named]
     methods = [m for method in given for m in (others if method.name == "all" else [method])]
-    known = sorted(path.stem for path in (CONFIGS / "method").glob("*.yaml"))
+    folders = [CONFIGS, Path(own.get("config_dir", CONFIGS))]
+    known = sorted({path.stem for folder in folders for path in (folder / "method").glob("*.yaml")})
     for method in methods:
         if method.name not in known:
             raise CamexpError(f"no method {method.name!r}; there are all, {', '.join(known)}")
@@ -218,7 +220,12 @@ def tell(shown: Shown, confidence: list[str] | None = None, maps: dict[str, Show
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("options", nargs="*", metavar="option=value")
-    own, overrides = split_options(parser.parse_args(argv).options)
+    parser.add_argument("--config-dir", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_intermixed_args(argv)
+    own, overrides = split_options(args.options)
+    if args.config_dir is not None:
+        own["config_dir"] = str(args.config_dir)
+        overrides.append(f"hydra.searchpath=[file://{args.config_dir.absolute()}]")
     return exit_status(lambda: draw(own, overrides))
 
 

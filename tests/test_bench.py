@@ -1,6 +1,7 @@
 """The bench: what it counts, how it divides time, extrapolates, resumes and reports; nothing here measures time."""
 
 import dataclasses
+import json
 import math
 import re
 import time
@@ -577,11 +578,14 @@ def test_page_from_csv(tmp_path: Path) -> None:
     ]
     (tmp_path / "bench_cpu.csv").write_text(to_csv(rows, COLUMNS, header=True))
     (tmp_path / "bench_techniques_cpu.csv").write_text("technique,ratio\nfolded,1.5\n")
+    info = {"made_with": {"device": "a machine"}, "commands": ["python scripts/bench.py --techniques"]}
+    (tmp_path / "bench_techniques_cpu.json").write_text(json.dumps(info))
     text = write_page(tmp_path).read_text()
     assert text == page(tmp_path)
     assert "| Grad-CAM | 2.20 " in text  # the geometric mean of 1.1 and 4.4
     assert "**not met** in 1 of 2 cells: gradcam vgg16 16x1 4.4" in text
     assert "| folded " in text
+    assert "device a machine.\n\nCommand: `python scripts/bench.py --techniques`" in text
     assert "The switch is an option of" in text
     assert "--device cuda" in text  # no GPU: the command that fills the section
     assert "2.00" in headline(rows)

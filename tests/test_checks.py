@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from camexp.checks import SMALLEST, SWITCHES, check_options, check_types
 from camexp.config import compose_config
 from camexp.errors import CamexpError
+from camexp.places import CONFIGS
 
 
 @dataclass
@@ -35,7 +36,6 @@ class Parameters:
         ("size", 3),
         ("size", "all"),
         ("areas", "anything"),
-        ("unknown", object()),
     ],
 )
 def test_values_of_the_right_type_pass(name: str, value: Any) -> None:
@@ -52,14 +52,20 @@ def test_values_of_the_right_type_pass(name: str, value: Any) -> None:
         ("share", False, "a number"),
         ("on", 1, "true or false"),
         ("on", "true", "true or false"),
-        ("rule", 3, "a text"),
+        ("rule", 3, "a string"),
         ("seed", 1.5, "an integer"),
-        ("size", 1.5, "an integer or a text"),
+        ("size", 1.5, "an integer or a string"),
     ],
 )
 def test_values_of_another_type_are_named(name: str, value: Any, expected: str) -> None:
     with pytest.raises(CamexpError, match=rf"^method\.{name} must be {expected}, not "):
         check_types(Parameters, {name: value}, "method")
+
+
+def test_parameters_that_do_not_exist_are_refused_with_those_that_do() -> None:
+    expected = "method has no parameter 'sahre'; it has count, share, on, rule, seed, size, areas"
+    with pytest.raises(CamexpError, match=expected):
+        check_types(Parameters, {"_target_": "a.b", "sahre": 0.1}, "method")
 
 
 def test_what_is_no_dataclass_is_let_through() -> None:
@@ -101,3 +107,24 @@ def test_every_switch_of_the_config_is_checked() -> None:
         OmegaConf.update(cfg, name, "no")
         with pytest.raises(CamexpError, match=rf"^{name} must be true or false, not 'no'$"):
             check_options(cfg)
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("+protocl.score=sigmoid", "there is no option protocl; did you mean protocol"),
+        ("+protocol.scor=sigmoid", "there is no option protocol.scor; did you mean protocol.score"),
+        ("+runtime.trial=1", "there is no option runtime.trial; did you mean runtime.trials"),
+        ("+model.widht=2", "there is no option model.widht; did you mean model.width"),
+        ("+zzz=1", "there is no option zzz$"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused_however_they_come_in(added: str, said: str) -> None:
+    with pytest.raises(CamexpError, match=said):
+        check_options(compose_config([added]))
+
+
+@pytest.mark.parametrize("group", ["model", "protocol", "dataset", "method"])
+def test_every_config_has_known_options_only(group: str) -> None:
+    for file in (CONFIGS / group).glob("*.yaml"):
+        check_options(compose_config([f"{group}={file.stem}"]))

@@ -115,7 +115,7 @@ def test_a_cell_without_a_run_is_empty_and_named(tmp_path):
     text = render(experiment, cells_of(tmp_path, experiment))
     ours = next(line for line in text.splitlines() if "EBPG" in line)
     assert [cell.strip() for cell in ours.split("|")[3:5]] == ["50.0", ""]
-    assert "Empty cells were not run: resnet50 SISE" in text
+    assert "Empty cells were not run: ResNet-50 SISE" in text
 
 
 def test_best_is_bold_second_underlined_ties_share_and_controls_take_no_part(tmp_path):
@@ -352,6 +352,41 @@ def test_details_are_printed_and_written(tmp_path, capsys):
     assert set(groups["by"]) == {"class", "area", "probability", "argmax"}
     ranked = pd.read_csv(tmp_path / "tables" / "ranks.csv").set_index("method")["rank"]
     assert ranked.to_dict() == {"Integrated Grad-CAM": 1.0, "Grad-CAM": 2.0}
+
+
+def test_details_leave_out_runs_that_may_not_be_compared(tmp_path, capsys):
+    rows = [(str(i), i % 3, 0.5 + 0.01 * i) for i in range(12)]
+    write_run(tmp_path, "minivoc", "gradcam", rows[:2], identity={"limit": 2, "pairs_sha256": "b"})
+    write_run(tmp_path, "minivoc", "uniform", rows[:6], identity={"limit": None, "pairs_sha256": "a"}, complete=False)
+    for method in ("igcam", "gradcam_pp"):
+        write_run(tmp_path, "minivoc", method, rows, identity={"limit": None, "pairs_sha256": "a"})
+    experiment = replace(load_experiment("mini_igcam_voc2007"), models=("resnet50",))
+    print_report(tmp_path, [experiment], with_details=True)
+    groups = pd.read_csv(tmp_path / "tables" / "mini_igcam_voc2007_breakdowns.csv")
+    assert set(groups["column"]) == {"Integrated Grad-CAM", "Grad-CAM++"}
+    assert groups.loc[groups["by"] == "area", "pairs"].tolist() == [12, 12]
+
+
+def test_details_without_content_have_no_heading(tmp_path, capsys):
+    write_run(tmp_path, "minivoc", "igcam", [])
+    print_report(tmp_path, [load_experiment("mini_igcam_voc2007")], with_details=True)
+    printed = capsys.readouterr().out
+    assert ": details" not in printed
+    assert "Over all tables" not in printed
+
+
+def test_a_single_image_or_trial_has_no_interval(tmp_path):
+    write_run(tmp_path, "minivoc", "gradcam", [("a", 0, 0.5), ("a", 1, 0.7)])
+    timing = tmp_path / "minivoc" / "resnet50" / "gradcam" / "timing.csv"
+    timing.write_text("".join(timing.read_text().splitlines(keepends=True)[:2]))
+    experiment = replace(experiment_of("minivoc", Column("gradcam", "Grad-CAM")), metrics=("ebpg", "runtime"))
+    cells = cells_of(tmp_path, experiment)
+    assert cells["value"].tolist() == pytest.approx([60.0, 0.5])
+    assert cells[["low", "high"]].isna().all(axis=None)
+    text = render(experiment, cells)
+    assert "interval |" not in text
+    assert "2 pairs of 1 image;" in text
+    assert "mean of 1 single-image trial on" in text
 
 
 def test_details_leave_out_a_run_of_which_only_the_time_was_taken(tmp_path, capsys):

@@ -12,6 +12,7 @@ from camexp.experiment import Column, Experiment, load_experiment, load_suite, p
 from camexp.methods import FAMILIES
 from camexp.places import CONFIGS
 from camexp.plan import overrides_of, plan
+from camexp.runner import execute
 from camexp.survey import Surveyor, describe, duration
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -181,7 +182,7 @@ def test_no_budget_is_no_probe(tmp_path):
 def test_missing_data_and_checkpoints_are_said_once_with_the_command_that_gets_them(tmp_path):
     runs = plan(load_suite("paper"), [f"data_dir={tmp_path}"])
     prospects = Surveyor(budget=20).survey(runs)
-    assert {p.state for p in prospects} == {"missing"}
+    assert {p.state for p in prospects} == {"cannot run"}
     text = describe(prospects, tmp_path / "results")
     for command in (
         "make data-voc2007",
@@ -207,8 +208,30 @@ def test_duration(seconds, text):
 def test_dry_run_prints_the_plan_only(tmp_path, capsys):
     assert reproduce.main(["paper", "--dry-run", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"]) == 0
     printed = capsys.readouterr().out
-    assert "missing for" in printed
+    assert "cannot run: " in printed
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("option", ["method=igcam", "model=vgg16", "++seed=1", "output=elsewhere"])
+def test_what_tables_choose_themselves_is_refused(option, tmp_path, capsys):
+    assert reproduce.main(["mini", option, f"results_dir={tmp_path}"]) == 2
+    name = option.strip("+").split("=")[0]
+    assert f"error: {option}: tables choose the {name} of each run" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_plan_tells_of_folders_that_hold_other_runs(tmp_path):
+    options = small(tmp_path, "model.checkpoint=random")
+    columns = Column("gradcam", "Grad-CAM"), Column("igcam", "Integrated Grad-CAM")
+    first, *others = plan([experiment("minivoc", *columns)], options)
+    execute(compose_config([*first.overrides, "limit=1"]))
+    found, *rest = Surveyor(budget=0).survey([first, *others])
+    assert found.state == "cannot run"
+    assert "holds another run" in found.problem
+    assert "limit: 1 -> None" in found.problem
+    assert {each.state for each in rest} == {"new"}
+    (again,) = Surveyor(budget=0).survey(plan([experiment("minivoc", *columns)], [*options, "overwrite=true"])[:1])
+    assert again.problem == ""
 
 
 def test_reproduce_skips_what_cannot_run_with_a_reason(tmp_path, capsys, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import linecache
 import os
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -190,6 +191,7 @@ def test_end_to_end_in_a_process_of_its_own(command, data, tmp_path):
     stored = info(folder)
     assert stored["complete"] is True
     assert (stored["images"], stored["pairs"], stored["rows"], stored["failures"]) == (6, 11, 11, 0)
+    assert shlex.split(stored["command"]) == ["python", "-m", "camexp.run", *wanted]
     assert stored["identity"]["weights_sha256"] == "random:0"
     assert stored["identity"]["batch_size"] == 2
     assert stored["environment"]["torch"] == torch.__version__
@@ -594,7 +596,7 @@ def test_rows_of_another_formula_are_never_mixed(camexp, tmp_path, monkeypatch):
 
 def test_run_times_alone_say_so(camexp):
     ended = camexp("method=uniform", "runtime.only=true")
-    assert (ended.status, "1 run times taken; 0 rows" in ended.out) == (0, True)
+    assert (ended.status, "1 run time taken; 0 rows" in ended.out) == (0, True)
     assert "run times already taken" in camexp("method=uniform", "runtime.only=true").out
 
 

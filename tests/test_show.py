@@ -117,6 +117,15 @@ def test_methods_that_are_none_are_named(draw, value, message):
     assert re.search(message, ended.err), ended.err
 
 
+def test_methods_of_ones_own_are_found(draw, tmp_path):
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "flat.yaml").write_text("{name: flat, _target_: camexp.methods.uniform.Uniform}")
+    assert draw("methods=flat").status == 2
+    ended = draw("methods=[flat,center]", "--config-dir", "own", "output=shown.png")
+    assert ended.status == 0, ended.err
+    assert "flat" in ended.out
+
+
 # ------------------------------------------------------------------------------------------------- pictures
 
 

@@ -88,7 +88,7 @@ class Budget:
 
 
 def least_seconds(contenders: int, shape: Shape, forward: float, batch: int) -> float:
-    """What rehearsals and a round take at least: two passes forth and back per contender, and one more for camexp."""
+    """What rehearsals and a round take at least: two passes forward and backward per contender, and one for camexp."""
     return (1 + 2 * contenders) * min(shape.pairs, batch) * 3 * forward
 
 

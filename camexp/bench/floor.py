@@ -152,7 +152,7 @@ class Stopwatch:
 
     @cached_property
     def _tail(self) -> tuple[float, float]:
-        """Pulses per row through the tail behind the CAM layer, and forth and back."""
+        """Pulses per row through the tail behind the CAM layer, and forward and backward."""
         (layer,) = self.layers["cam"][:1]
         network = deepcopy(self.network)
         classifier = Classifier(network, {"cam": layer}, device=self.device, packed_weights=False, onednn_linear=False)

@@ -22,12 +22,13 @@ from tqdm import tqdm
 from camexp import config
 from camexp.bench.paths import Path
 from camexp.bench.walk import Walk
+from camexp.command import counted
 from camexp.errors import CamexpError
 from camexp.provenance import environment
 from camexp.records import Row
 
 POINTS = 0.1
-"""Largest change of a metric's mean, in percent points, unless rounding alone makes a larger one."""
+"""Largest change of a metric's mean, in percentage points, unless rounding alone makes a larger one."""
 
 EQUAL = 1e-6
 """Cosines, or changes, that differ by less are the same: maps and means summed in another order."""
@@ -67,7 +68,7 @@ class Reach:
     Attributes
     ----------
     cosine: the smallest of any pair's map in any draw.
-    changes: of each metric's mean, in percent points, by `furthest`.
+    changes: of each metric's mean, in percentage points, by `furthest`.
     """
 
     cosine: float
@@ -81,7 +82,7 @@ class Finding:
     Attributes
     ----------
     cosine: the smallest of any pair; same: whether every map is the plain one, bit for bit.
-    changes: of each metric's mean, in percent points.
+    changes: of each metric's mean, in percentage points.
     rounding: what rounding alone did to this method; None if that was not asked.
     """
 
@@ -156,8 +157,7 @@ class Guard:
     def where(self) -> list[str]:
         """Network, weights (by the beginning of their hash), data and processor, in words; and the commit."""
         cfg, weights = self.plain.cfg, self.plain.weights
-        count = sum(map(bool, self.dataset.targets))
-        images = "1 image" if count == 1 else f"{count} images"
+        images = counted(sum(map(bool, self.dataset.targets)), "image")
         known = "random weights" if weights.startswith("random") else f"weights {weights[:8]}"
         full = ", methods in full" if self.full else ""
         made_with = environment(self.plain.classifier.device)

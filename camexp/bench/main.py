@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from camexp.bench.page import summary, write_page
 from camexp.bench.paths import possible_paths
 from camexp.bench.peer import MODULES, version
 from camexp.bench.subject import CLASSES, Subject
-from camexp.bench.table import Bench, Store, made_with, set_aside
+from camexp.bench.table import Bench, Store, made_with, set_aside, write_info
 from camexp.command import exit_status
 from camexp.config import make_device
 from camexp.errors import CamexpError
@@ -57,8 +58,8 @@ def run_table(args: argparse.Namespace, device: torch.device) -> int:
         if version(library) is None:
             print(f"{library} is not installed and left out; pip install '.[bench]' brings it", file=sys.stderr)
     cells = all_cells(args.methods, args.models, args.images, args.classes)
-    command = " ".join(["python", "scripts/bench.py", *args.given])
-    store = Store(args.output / f"bench_{kind(device)}.csv", made_with(device, args.options), command, args.fresh)
+    path = args.output / f"bench_{kind(device)}.csv"
+    store = Store(path, made_with(device, args.options), command_of(args), args.fresh)
     if store.replaced and not args.fresh:
         print(
             f"{store.path}: measured anew, because these differ: {', '.join(store.replaced)}; the cells of before are "
@@ -87,19 +88,31 @@ def run_scaling(args: argparse.Namespace, device: torch.device) -> int:
         rows += [scaling.by_images(subject), scaling.by_masks(subject)]
     with tempfile.TemporaryDirectory() as folder:
         rows.append([*scaling.start_up(Path(folder), options_of(args)), "", ""])
-    return finish(rows, args.output / f"bench_scaling_{kind(device)}.csv")
+    return finish(rows, args.output / f"bench_scaling_{kind(device)}.csv", about(args, device))
 
 
 def run_techniques(args: argparse.Namespace, device: torch.device) -> int:
     """Each technique switched off alone."""
     found = techniques.lines(args.models[0], options_of(args), max(args.images))
     rows = [COLUMNS, *tqdm(found, desc="techniques", unit="technique")]
-    return finish(rows, args.output / f"bench_techniques_{kind(device)}.csv")
+    return finish(rows, args.output / f"bench_techniques_{kind(device)}.csv", about(args, device))
 
 
-def finish(rows: Sequence[Sequence[str]], path: Path) -> int:
-    """Print a table, and write it and the page."""
+def about(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What a table is measured with, and by which command."""
+    return {"made_with": made_with(device, args.options), "commands": [command_of(args)]}
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """What was typed."""
+    return " ".join(["python", "scripts/bench.py", *args.given])
+
+
+def finish(rows: Sequence[Sequence[str]], path: Path, info: dict[str, Any] | None = None) -> int:
+    """Print a table, and write it, what is known of it, and the page."""
     write_lines(path, rows)
+    if info is not None:
+        write_info(path, info)
     print(grid(rows))
     print(f"\n{path}\n{write_page(path.parent)}")
     return 0

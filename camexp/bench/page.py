@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 from typing import Any
 
 from camexp.bench.cells import COLUMNS, Row
@@ -57,7 +57,8 @@ make bench OPTIONS="--device cuda --images 1,16,64 --budget 60"
 ```
 """
 
-TECHNIQUES = """A technique pays on this machine where without/with is above 1. The switch is an option of
+TECHNIQUES = """A technique pays on this machine where without/with is above 1: the median of the ratios of the rounds,
+which need not be the ratio of the median times. The switch is an option of
 `python -m camexp.run`: it turns off what is on by default, and on what is not (`precision=`, `compile=`). All else
 stays as it is, save that the run which shows loading has small batches, enough of them to load ahead (it is left out
 where that is not done by itself, as on two cores without a GPU). Batch size and
@@ -69,12 +70,13 @@ DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 
 GUARD = """Maps of every technique against those of the plain path, on which all techniques are off, pair by pair, and
 the means of all metrics. A path passes when no cosine is below the one needed and no metric's mean moves by more than
-0.1 percent points. Else what rounding alone does is measured, and it passes when neither its cosine nor any metric is
-further off than that: what the plain path itself does when every weight is moved to the next number of float32, up or
-down, in eight draws. Of maps it is the smallest cosine; of a metric the change of its mean when every pair goes as far
-as any draw took it, for a mean moves with a few pairs that jump, each by itself. So far do the last digits decide, and
-so far may maps and metrics differ between processors. (Rows that name no processor are older: rounding had three
-draws, each by its own mean, or eight, and any metric might move as far as the one that rounding moves most.) *Yes*:
+0.1 percentage points. Else what rounding alone does is measured, and it passes when neither its cosine nor any metric
+is further off than that: what the plain path itself does when every weight is moved to the next number of float32, up
+or down, in eight draws. Of maps it is the smallest cosine; of a metric the change of its mean when every pair goes as
+far as any draw took it, for a mean moves with a few pairs that jump, each by itself. This is how much the last digits
+decide, and how much maps and metrics may differ between processors. (Rows that name no processor are older: rounding
+had three draws, each by its own mean, or eight, and any metric might move as far as the one that rounding moves
+most.) *Yes*:
 within the tolerances by itself; *as rounding*: beyond them, but no further than rounding alone; *same bits*: the path
 changes nothing of this method with this network, so the row says nothing about others. Long methods are run with few
 masks, steps or iterations (all with `--full`). By `python scripts/bench.py --guard --methods ... [--paths ...]
@@ -158,7 +160,7 @@ def section(folder: Path, device: str) -> str:
     if not path.is_file():
         return "\n".join([title, NO_GPU if device == "gpu" else "Not measured yet: `make bench`.\n", *extras])
     rows, info = read_csv(path, COLUMNS), read_info(path)
-    parts = [title, _machine(info.get("made_with", {}), rows), _commands(info.get("commands", []))]
+    parts = [title, _machine(info.get("made_with", {})), _plain(rows), _commands(info.get("commands", []))]
     parts += ["Images x classes per image, geometric means over the networks:\n", headline(rows) + "\n"]
     parts += [
         verdicts(rows, device) + "\n",
@@ -171,13 +173,20 @@ def section(folder: Path, device: str) -> str:
     return "\n".join([*parts, *extras])
 
 
-def _machine(made_with: dict[str, Any], rows: Sequence[Row]) -> str:
-    """The machine, versions, and how long the best plain forward takes."""
+def _machine(made_with: dict[str, Any]) -> str:
+    """The machine and versions."""
     known = {key: value for key, value in made_with.items() if value not in (None, [], "")}
-    plain = {row["model"]: _ms(row["forward_seconds"]) for row in rows}
-    forward = ", ".join(f"{model} {ms} ms" for model, ms in plain.items())
-    told = ", ".join(f"{key} {value}" for key, value in known.items())
-    return f"{told}. Best plain forward per image: {forward}.\n"
+    return ", ".join(f"{key} {value}" for key, value in known.items()) + ".\n"
+
+
+def _plain(rows: Sequence[Row]) -> str:
+    """How long a plain forward pass takes, over the cells: it follows the machine."""
+    seconds = {
+        model: [float(r["forward_seconds"]) for r in rows if r["model"] == model]
+        for model in dict.fromkeys(r["model"] for r in rows)
+    }
+    told = [f"{m} {1e3 * median(s):.1f} ms ({1e3 * min(s):.1f} to {1e3 * max(s):.1f})" for m, s in seconds.items()]
+    return f"A plain forward pass per image, median over the cells: {', '.join(told)}.\n"
 
 
 def _commands(commands: Sequence[str]) -> str:
@@ -188,14 +197,22 @@ def _commands(commands: Sequence[str]) -> str:
 def _extra(path: Path, heading: str, text: str, shown: Callable[[Sequence[Sequence[str]]], str]) -> list[str]:
     if not path.is_file():
         return []
+    info = read_info(path)
+    made = [_machine(info["made_with"]), _commands(info["commands"])] if info else []
     with path.open(encoding="utf-8", newline="") as file:
-        return [f"### {heading}\n", *([text] if text else []), shown(list(csv.reader(file))) + "\n"]
+        return [f"### {heading}\n", *made, *([text] if text else []), shown(list(csv.reader(file))) + "\n"]
 
 
 def page(folder: Path) -> str:
     """The whole page."""
     elsewhere = "\n".join(f"- {text}" for text in ELSEWHERE)
-    parts = [HEAD, section(folder, "cpu"), section(folder, "gpu"), HOW, f"## Not in this table\n\n{elsewhere}\n"]
+    parts = [
+        HEAD,
+        section(folder, "cpu"),
+        section(folder, "gpu"),
+        HOW,
+        f"## Targets that this table does not measure\n\n{elsewhere}\n",
+    ]
     return "\n".join(parts)
 
 

@@ -73,13 +73,18 @@ class Store:
                 set_aside(self.path.with_suffix(suffix))
         info = {"made_with": self.made_with, "commands": self.commands, "left_out": self.left_out}
         write_atomically(self.path, to_csv(self.rows.values(), COLUMNS, header=True))
-        write_atomically(self.path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
+        write_info(self.path, info)
 
 
 def set_aside(file: Path) -> None:
     """Let a file that may be there keep what it has under a name that ends in `_before`."""
     if file.is_file():
         file.replace(file.with_name(f"{file.stem}_before{file.suffix}"))
+
+
+def write_info(path: Path, info: dict[str, Any]) -> None:
+    """Keep what a table was measured with beside it."""
+    write_atomically(path.with_suffix(".json"), json.dumps(info, indent=1) + "\n")
 
 
 def read_info(path: Path) -> dict[str, Any]:

@@ -34,8 +34,10 @@ def print_plan(store: Store, item: Item, given: Iterable[str] = ()) -> None:
         print(f"  {file.name}  {amount(file.size)}, checksum {store.expected(file) or 'unknown'}: {state}")
     needed = sum(_needed(store, item, file, file.name in handed) for file in wanted)
     unknown = [file for file in wanted if file.name not in handed and store.remaining(item, file) is None]
-    besides = " and the files of unknown size" if unknown else ""
-    print(f"  disk     about {amount(needed)}{besides} will be taken, {amount(free_bytes(folder))} free", flush=True)
+    parts = [f"about {amount(needed)}"] if needed else []
+    parts += ["files of unknown size"] if unknown else []
+    taken = f"{' and '.join(parts) or 'nothing'} will be taken"
+    print(f"  disk     {taken}, {amount(free_bytes(folder))} free", flush=True)
     require_free(needed, folder)
 
 

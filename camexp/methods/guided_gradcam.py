@@ -63,9 +63,7 @@ class GuidedGradCAM:
             plain = [gradient for (gradient,) in by_class(logits, target, [activation], keep=True)]
             guide.on = True
             guided = [gradient for (gradient,) in by_class(logits, target, [inputs])]
-            cams = [
-                gradcam(activation.detach(), gradient, images.shape[2:]) for gradient in plain
-            ]  # (n, H, W) each
+            cams = [gradcam(activation.detach(), gradient, images.shape[2:]) for gradient in plain]  # (n, H, W) each
             return [torch.stack(guided, 1) * torch.stack(cams, 1)[:, :, None]]
 
         (attributions,) = classifier.of_images(pairs, work)

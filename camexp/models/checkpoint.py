@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -42,7 +43,7 @@ def resolve(checkpoint: str | None, model: str, dataset: str, hint: str = "") ->
         return path
     path = Path(checkpoint)
     if not path.is_file():
-        advice = f"\n{hint}" if hint else ""
+        advice = f"\n{hint or 'Correct model.checkpoint=FILE (or embedded, random).'}"
         raise CamexpError(f"checkpoint not found: looked for {path.absolute()}{advice}")
     return path
 
@@ -53,6 +54,13 @@ def _embedded() -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hex."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _sha256(path: Path, size: int, changed: int) -> str:
+    """Computed once for a file of that size that was last changed then."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

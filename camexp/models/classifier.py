@@ -45,7 +45,7 @@ class Classifier:
     inference_mode: run the passes without a graph in inference mode; otherwise under no_grad.
     tail_backward: begin graphs at the layer whose gradient is wanted; otherwise at the image, where the backward
         pass then ends as well.
-    packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes forth and back read them.
+    packed_weights: on a CPU, keep the weights of convolutions in the orders in which passes read them.
     winograd: with packed weights, compute 3 x 3 convolutions of many channels with a quarter of the multiplications.
     fused_activations: with packed weights, let convolutions add and rectify while they write their result.
     onednn_linear: on a CPU, compute large linear layers with the library of the convolutions, not with BLAS, and

@@ -48,7 +48,7 @@ def largest_batch(network: nn.Module, device: torch.device, size: int) -> int:
 
 
 def _bytes_per_image(network: nn.Module, device: torch.device, size: int, images: int) -> float:
-    """What a pass forth and back takes of a GPU's memory."""
+    """What a forward and a backward pass take of a GPU's memory."""
     batch = torch.zeros(images, 3, size, size, device=device, requires_grad=True)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)

@@ -88,7 +88,7 @@ def by_group(images: pd.Series, groups: pd.Series, values: pd.DataFrame, resampl
 
 
 def ebpg_minus_area(run: Run, resamples: int = RESAMPLES) -> dict[str, float]:
-    """Mean of EBPG minus the area share of the object, in percent points, with its interval.
+    """Mean of EBPG minus the area share of the object, in percentage points, with its interval.
 
     A map without any information has an EBPG of the object's area share, so 0 is what a uniform map reaches.
     """

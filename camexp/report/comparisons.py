@@ -33,13 +33,7 @@ def comparisons(
     """
     found = []
     for model in experiment.models:
-        chosen = {
-            column.label: runs[experiment.dataset, model, column.run_name]
-            for column in experiment.columns
-            if (experiment.dataset, model, column.run_name) in runs
-        }
-        differing = conflicts(chosen)
-        agreeing = {label: run for label, run in chosen.items() if label not in differing and len(run.rows)}
+        agreeing = agreeing_runs(experiment, runs, model)
         controls = {column.label for column in experiment.columns if column.control}
         metrics = [metric for metric in experiment.metrics if metric != "runtime"]
         compared = compare_methods({n: pair_values(r) for n, r in agreeing.items()}, metrics, controls, resamples)
@@ -49,6 +43,17 @@ def comparisons(
     for name in ("mean_a", "mean_b", "difference", "low", "high"):
         table[name] *= scale
     return table[list(COMPARISON_COLUMNS)]
+
+
+def agreeing_runs(experiment: Experiment, runs: Mapping[tuple[str, str, str], Run], model: str) -> dict[str, Run]:
+    """The runs of a table with one model that have rows and do not differ from most of them, by label."""
+    chosen = {
+        column.label: runs[experiment.dataset, model, column.run_name]
+        for column in experiment.columns
+        if (experiment.dataset, model, column.run_name) in runs
+    }
+    differing = conflicts(chosen)
+    return {label: run for label, run in chosen.items() if label not in differing and len(run.rows)}
 
 
 def pair_values(run: Run) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from camexp.experiment import Experiment
 from camexp.report.breakdowns import BREAKDOWN_COLUMNS, GROUPS, breakdowns_of, ebpg_minus_area
-from camexp.report.comparisons import average_ranks, comparisons, orderings
+from camexp.report.comparisons import agreeing_runs, average_ranks, comparisons, orderings
 from camexp.report.layout import model_name, ranks_of, row_of, text_of
 from camexp.report.markdown import grid
 from camexp.report.runs import Run
@@ -40,20 +40,14 @@ class Details:
 
 
 def details_of(experiment: Experiment, runs: Mapping[tuple[str, str, str], Run]) -> Details:
-    """Compute what lies behind a table."""
+    """Compute what lies behind a table, of the runs that may be compared and, where means are shown, are complete."""
     parts, excess = [], []
     for model in experiment.models:
-        chosen = {
-            column.label: runs[experiment.dataset, model, column.run_name]
-            for column in experiment.columns
-            if (experiment.dataset, model, column.run_name) in runs
-        }
+        chosen = {n: r for n, r in agreeing_runs(experiment, runs, model).items() if r.info["complete"]}
         key = {"table": experiment.name, "dataset": experiment.dataset, "model": model}
         parts.append(breakdowns_of(chosen).assign(**key))
         excess += [
-            key | {"column": label} | ebpg_minus_area(run)
-            for label, run in chosen.items()
-            if "ebpg" in run.metrics and len(run.rows)  # of some only the time was taken
+            key | {"column": label} | ebpg_minus_area(run) for label, run in chosen.items() if "ebpg" in run.metrics
         ]
     grouped = pd.concat(parts, ignore_index=True)[["table", "dataset", "model", "column", *BREAKDOWN_COLUMNS]]
     shown = [metric for metric in experiment.metrics if metric != "runtime"]
@@ -61,15 +55,19 @@ def details_of(experiment: Experiment, runs: Mapping[tuple[str, str, str], Run])
 
 
 def render(experiment: Experiment, cells: pd.DataFrame, details: Details, by_class: bool = True) -> str:
-    """The details of a table in Markdown; without the groups by class they fit a terminal."""
-    parts = [f"## {experiment.title}: details"]
+    """The details of a table in Markdown, empty if there are none; without the groups by class they fit a terminal."""
+    parts: list[str] = []
     for model in experiment.models:
         parts += _against_best(experiment, cells, details.comparisons, model)
         parts += _excess(experiment, details.excess, model)
         for by in GROUPS:
             if by != "class" or by_class:
                 parts += _groups(experiment, details.breakdowns, model, by)
-    return "\n\n".join(parts) + "\n"
+    return _below(f"## {experiment.title}: details", parts)
+
+
+def _below(heading: str, parts: list[str]) -> str:
+    return "\n\n".join([heading, *parts]) + "\n" if parts else ""
 
 
 def _against_best(experiment: Experiment, cells: pd.DataFrame, compared: pd.DataFrame, model: str) -> list[str]:
@@ -139,8 +137,7 @@ def _group_table(some: pd.DataFrame, labels: list[str], metric: str, by: str) ->
 
 def render_overall(cells: pd.DataFrame) -> str:
     """Average ranks over all tables, and how far our orderings agree with the published ones."""
-    parts = ["## Over all tables", *_ranks(average_ranks(cells)), *_taus(orderings(cells))]
-    return "\n\n".join(parts) + "\n"
+    return _below("## Over all tables", [*_ranks(average_ranks(cells)), *_taus(orderings(cells))])
 
 
 def _ranks(ranked: pd.DataFrame) -> list[str]:

@@ -21,9 +21,9 @@ Values = dict[str, Any]
 def estimates(run: Run, average: str = "micro", subset: str = "") -> dict[str, Values]:
     """For each metric, and for "runtime" where trials were made, a dict (fractions, seconds) of
 
-    value, low, high: the mean and its interval; `macro`: the mean over classes of the means within them, which is
-    the value where `average` is "macro"; `runs`, `se_runs`: seeds, and the standard error over them; `pairs`,
-    `images`, `degenerate`: counts.
+    value, low, high: the mean and its interval (NaN of a single image or trial); `macro`: the mean over classes of
+    the means within them, which is the value where `average` is "macro"; `runs`, `se_runs`: seeds, and the standard
+    error over them; `pairs`, `images`, `degenerate`: counts.
     """
     key = ("estimates", average, subset)
     if key not in run.known:
@@ -47,7 +47,7 @@ def _of_rows(rows: pd.DataFrame, metrics: list[str], average: str) -> dict[str, 
         resampled = np.stack([resampled_macro_means(column, classes, images) for column in values.T], 1)
     else:
         resampled = resampled_means(values, images)
-    lows, highs = interval(resampled)
+    lows, highs = interval(resampled) if counts["images"] > 1 else np.full((2, len(metrics)), np.nan)
     means, macros = values.mean(0), [macro_mean(column, classes) for column in values.T]
     centres = macros if average == "macro" else means
     errors = _errors_over_runs(rows, metrics, runs)
@@ -66,5 +66,6 @@ def _errors_over_runs(rows: pd.DataFrame, metrics: list[str], runs: int) -> np.n
 
 def _of_trials(trials: np.ndarray) -> Values:
     found = bootstrap_mean(trials, np.arange(len(trials)))
-    values = {"value": found.mean, "low": found.low, "high": found.high, "macro": np.nan, "se_runs": np.nan}
+    low, high = (found.low, found.high) if len(trials) > 1 else (np.nan, np.nan)
+    values = {"value": found.mean, "low": low, "high": high, "macro": np.nan, "se_runs": np.nan}
     return values | {"runs": 1, "pairs": len(trials), "images": len(trials), "degenerate": 0}

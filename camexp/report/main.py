@@ -79,13 +79,15 @@ def _print_details(folder: Path, tables: list[Table], runs: dict[RunKey, Run]) -
     for table in tables:
         found = details.details_of(table.experiment, runs)
         name = table.experiment.name
-        print(details.render(table.experiment, table.cells, found, by_class=False))
+        if shown := details.render(table.experiment, table.cells, found, by_class=False):
+            print(shown)
         write_atomically(folder / f"{name}_details.md", details.render(table.experiment, table.cells, found))
         _write_csv(folder / f"{name}_comparisons.csv", found.comparisons)
         _write_csv(folder / f"{name}_breakdowns.csv", found.breakdowns)
     cells = pd.concat([table.cells for table in tables], ignore_index=True)
     text = details.render_overall(cells)
-    print(text)
+    if text:
+        print(text)
     write_atomically(folder / "overall.md", text)
     _write_csv(folder / "ranks.csv", average_ranks(cells))
     _write_csv(folder / "orderings.csv", orderings(cells))

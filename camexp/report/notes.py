@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from camexp.command import counted
 from camexp.experiment import Column, Experiment
 from camexp.files import read_yaml
 from camexp.places import CONFIGS
@@ -49,15 +50,16 @@ def _bases(run: pd.DataFrame) -> list[str]:
     measured = run[run["metric"] != "runtime"]
     if len(measured):
         counts = sorted({(int(p), int(i)) for p, i in zip(measured["pairs"], measured["images"], strict=True)})
-        text = " or ".join(f"{pairs} pairs of {images} images" for pairs, images in counts)
+        text = " or ".join(f"{counted(pairs, 'pair')} of {counted(images, 'image')}" for pairs, images in counts)
         over = "Means over classes of the means over" if (measured["average"] == "macro").any() else "Means over"
         found.append(f"{over} {text}; intervals: bootstrap over images.")
     timed = run[run["metric"] == "runtime"]
     if len(timed):
         machines = ", ".join(sorted({machine for machine in timed["machine"] if machine})) or "an unnamed machine"
+        trials = counted(int(timed["pairs"].min()), "single-image trial")
         found.append(
-            f"Run time: seconds per map, batch 1, mean of {int(timed['pairs'].min())} single-image trials on "
-            f"{machines}; intervals: bootstrap over trials. The papers used a Tesla T4."
+            f"Run time: seconds per map, batch 1, mean of {trials} on {machines}; intervals: bootstrap over trials. "
+            "The papers used a Tesla T4."
         )
     return found
 
@@ -135,8 +137,11 @@ def _suspicious(cells: pd.DataFrame) -> list[str]:
 def _not_run(experiment: Experiment, cells: pd.DataFrame) -> list[str]:
     offered = [column.label for column in experiment.columns if column.offered]
     absent = cells[cells["value"].isna() & cells["column"].isin(offered)]
-    names = sorted({f"{c.model} {c.column}" for c in absent.itertuples()})
-    return [f"Empty cells were not run: {', '.join(names)}."] if names else []
+    missing: dict[str, list[str]] = {}  # metrics by run
+    for name, metric in zip(_names(absent), absent["metric"], strict=True):
+        missing.setdefault(name, []).append(quantity(metric).label)
+    names = [n if len(m) == len(experiment.metrics) else f"{n} ({', '.join(m)})" for n, m in sorted(missing.items())]
+    return [f"Empty cells were not run: {'; '.join(names)}."] if names else []
 
 
 def _per_run(run: pd.DataFrame, field: str, text: str, show: Callable[[Any], str]) -> list[str]:

@@ -41,7 +41,7 @@ BINARY = ("increase",)
 """Metrics of zeros and ones, which rounding can turn over."""
 
 LEAST = 0.002
-"""No tolerance is smaller: two tenths of a percent point."""
+"""No tolerance is smaller: two tenths of a percentage point."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from camexp.command import counted
 from camexp.errors import CamexpError
 from camexp.experiment import Column, Experiment
 from camexp.metrics import METRICS
@@ -161,8 +162,10 @@ def _cell(experiment: Experiment, model: str, metric: str, column: Column, run: 
 
 def _machine(run: Run) -> str:
     environment = run.info.get("timed_on") or run.info.get("environment") or {}
-    device, threads = environment.get("device", ""), environment.get("threads")
-    return f"{device}, {threads} threads" if environment.get("device_type") == "cpu" and threads else str(device)
+    device, threads = str(environment.get("device", "")), environment.get("threads")
+    if environment.get("device_type") != "cpu" or not threads:
+        return device
+    return f"{device}, {counted(threads, 'thread')}"
 
 
 def _judged(cell: dict[str, Any], run: Run | None, paper: float, dataset: str, tolerance: Tolerance) -> dict[str, Any]:

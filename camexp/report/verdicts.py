@@ -24,7 +24,7 @@ class Tolerance:
 
     Attributes
     ----------
-    points: percent points, for metrics in percent.
+    points: percentage points, for metrics in percent.
     factor: ours over published or the other way round, for run times and other units.
     """
 
