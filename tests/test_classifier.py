@@ -576,6 +576,20 @@ def test_networks_that_are_two_functions_are_refused(call: str) -> None:
                 getattr(classifier, call)(images, *more)
 
 
+def test_networks_that_draw_numbers_are_one_function() -> None:
+    images, _ = make_batch()
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), Drawing(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    classifier, state = make_classifier(network, layers={"cam": "0"}), torch.get_rng_state()
+    classifier._get_to_know(images)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(classifier.logits(images)) == len(images)
+
+
+class Drawing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, training=True)
+
+
 class Viewing(nn.Module):
     """Flattens maps as only the usual order of memory allows."""
 

@@ -21,7 +21,7 @@ from camexp.plan import plan
 from camexp.records import PAIR_COLUMNS
 from camexp.report import latex
 from camexp.report.build import PUBLISHED, build_tables
-from camexp.report.collect import read_results, runs_by_name
+from camexp.report.collect import read_results
 from camexp.report.main import FORMATS, print_report
 from camexp.report.markdown import render
 from camexp.report.runs import read_run
@@ -59,7 +59,7 @@ def experiment_of(dataset: str, *columns: Column) -> Experiment:
 
 
 def cells_of(results: Path, experiment: Experiment) -> pd.DataFrame:
-    return build_cells(experiment, runs_by_name(results), read_published(PUBLISHED, experiment.published))
+    return build_cells(experiment, read_results(results).runs, read_published(PUBLISHED, experiment.published))
 
 
 # ----------------------------------------------------------------------------------------------------- cells

@@ -296,10 +296,10 @@ def overview(lines: Iterable[Sequence[str]]) -> list[list[str]]:
 
 def verdict(findings: Sequence[Finding]) -> str:
     """Which paths miss, and in what."""
-    missed = {finding.path.name: [] for finding in findings if not finding.passes}  # type: dict[str, list[str]]
+    missed: dict[str, list[str]] = {}
     for finding in findings:
         if not finding.passes:
-            missed[finding.path.name].append(finding.method)
+            missed.setdefault(finding.path.name, []).append(finding.method)
     if not missed:
         return "every path keeps the tolerances"
     return "\n".join(

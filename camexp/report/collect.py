@@ -37,8 +37,3 @@ def read_results(folder: Path) -> Results:
         problems += said
         runs[key] = combine(kept)
     return Results(runs, tuple(problems))
-
-
-def runs_by_name(folder: Path) -> dict[RunKey, Run]:
-    """The runs of `read_results` alone."""
-    return read_results(folder).runs
