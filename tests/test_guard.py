@@ -90,6 +90,9 @@ def test_guard_holds_cosine_and_metrics_to_the_tolerances() -> None:
     assert found(exact, 0.99, 0.01, guard.Reach(0.991, turned.changes)).verdict == "MISSES"
     assert found(exact, 0.99995, 0.01, turned).verdict == "yes"
     assert found(exact, 0.99, 0.2, turned).verdict == "MISSES"
+    assert guard.verdict([found(exact, 1.0, 0.01, moved)]) == "every path keeps the tolerances"
+    both = guard.verdict([found(exact, 0.99, 0.01, turned), found(exact, 0.99, 0.2, turned)])
+    assert re.fullmatch(r"\S+ misses: \S+; .*\n\S+ is beyond the tolerances in \S+, but no further than .*", both)
     other = found(exact, 1.0, 0.4, moved, ebpg=0.2)  # rounding moves drop as far, and ebpg not at all
     assert other.verdict == "MISSES"
     assert other.line()[6:8] == ["0.400 (drop), 0.200 (ebpg)", "0.500, 0.000"]

@@ -295,13 +295,15 @@ def overview(lines: Iterable[Sequence[str]]) -> list[list[str]]:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """Which paths miss, and in what."""
-    missed: dict[str, list[str]] = {}
-    for finding in findings:
-        if not finding.passes:
-            missed.setdefault(finding.path.name, []).append(finding.method)
-    if not missed:
-        return "every path keeps the tolerances"
-    return "\n".join(
-        f"{path} misses: {', '.join(methods)}; it must be off by default" for path, methods in missed.items()
-    )
+    """Which paths miss, and in what, and which are beyond the tolerances only as rounding is."""
+
+    def told(verdict: str, what: str) -> list[str]:
+        methods: dict[str, list[str]] = {}
+        for finding in findings:
+            if finding.verdict == verdict:
+                methods.setdefault(finding.path.name, []).append(finding.method)
+        return [f"{path} {what.format(', '.join(names))}" for path, names in methods.items()]
+
+    lines = told("MISSES", "misses: {}; it must be off by default")
+    lines += told("as rounding", "is beyond the tolerances in {}, but no further than rounding alone")
+    return "\n".join(lines) or "every path keeps the tolerances"
