@@ -25,6 +25,12 @@ SIZES = [(1, 128, 28, 28), (1, 128, 29, 30), (3, 128, 45, 46), (9, 128, 14, 17),
 """One image, several of them, a part of one at a time; sides that are multiples of four or not."""
 
 
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests are of small images."""
+    monkeypatch.setattr(winograd, "LEAST_WORK", 0)
+
+
 def images(*size: int) -> Tensor:
     batch = torch.randn(*size, generator=torch.Generator().manual_seed(1))
     return batch.contiguous(memory_format=torch.channels_last)
@@ -289,6 +295,17 @@ def test_others_are_convolved_as_before(settings: dict[str, int], side: int) -> 
         assert counted.transforms == 0
         results.append((found, batch.grad))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "taken"),
+    [(128, (6, 128, 28, 28), True), (128, (5, 128, 28, 28), False), (512, (1, 512, 28, 28), True)],
+)
+def test_little_work_is_left_to_the_usual_way(
+    channels: int, size: tuple[int, ...], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert winograd.takes(convolution(channels, channels), torch.Size(size)) == taken
 
 
 def test_switched_off_nothing_is() -> None:

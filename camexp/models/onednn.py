@@ -10,20 +10,25 @@ from torch.autograd import forward_ad
 
 def takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether the product of rows (N,...) and constant weights is one of float32 numbers on a CPU, and nothing else."""
-    parameters = [weight] if bias is None else [weight, bias]
     return (
         torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags
-        and type(rows) is Tensor  # what only behaves like one expects the usual functions
-        and all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
-        and all(_of_numbers(tensor) for tensor in (rows, *parameters))
-        and is_plain(rows)
-        and rows.numel() > 0
-        and (bias is None or (bias.is_contiguous() and bias.shape == weight.shape[:1]))
+        and takes_rows(rows)
+        and _is_constant(weight)
         and not weight.is_inference()  # it does not count its changes, and no graph may keep it
-        and not (torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters))
+        and (bias is None or (_is_constant(bias) and bias.is_contiguous() and bias.shape == weight.shape[:1]))
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()
     )
+
+
+def takes_rows(rows: Tensor) -> bool:
+    """Whether rows (N,...) are numbers and nothing else, as far as it does not hang on the weights."""
+    return type(rows) is Tensor and _of_numbers(rows) and is_plain(rows) and rows.numel() > 0
+
+
+def _is_constant(parameter: Tensor) -> bool:
+    known = type(parameter) in (Tensor, nn.Parameter)  # what only behaves like one expects the usual functions
+    return known and _of_numbers(parameter) and not (parameter.requires_grad and torch.is_grad_enabled())
 
 
 class OwnRule(Protocol):
@@ -45,7 +50,7 @@ def has_own_rule(rows: object) -> TypeGuard[OwnRule]:
 
 
 def _of_numbers(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.layout == torch.strided
+    return tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided
 
 
 def takes_back(upper: Tensor) -> bool:

@@ -61,11 +61,12 @@ class PackedProduct:
         -------
         (N,K,h,w), or None where it is left to PyTorch.
         """
-        read = [images] if plus is None else [images, plus]
-        if not all(_takes(tensor, weight, bias) for tensor in read):
+        if not (onednn.takes(images, weight, bias) and _in_order(images)):
+            return None
+        if plus is not None and not (onednn.takes_rows(plus) and _in_order(plus)):
             return None
         try:
-            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in read):
+            if torch.is_grad_enabled() and (images.requires_grad or (plus is not None and plus.requires_grad)):
                 return _Recorded.apply(images, plus, weight, bias, self, then)
             return self.compute(images, weight, bias, then, plus, over)
         except RuntimeError:
@@ -145,6 +146,18 @@ class PackedProduct:
         self.__init__(**state)  # type: ignore[misc]
 
 
+class Weights:
+    """Weights (K,C,h,w) where they lie in memory, and what is looked at of them."""
+
+    def __init__(self, weight: Tensor):
+        self.of = weight.detach()
+        numbers = self.of.numpy()
+        self.filters, self.channels = numbers[:, 0, 0, 0], numbers[0, :, 0, 0]
+
+    def sample(self) -> tuple[bytes, bytes]:
+        return self.filters.tobytes(), self.channels.tobytes()
+
+
 class Kept:
     """What was last made of weights, and for what.
 
@@ -152,14 +165,13 @@ class Kept:
     every channel one number.
     """
 
-    last: tuple[Tensor, tuple[Any, ...], Tensor] | None = None  # weights, their version and what for, what was made
+    last: tuple[Weights, tuple[Any, ...], Tensor] | None = None  # made of what, and of which of its values; what
 
     def __call__(self, weight: Tensor, use: tuple[Any, ...], make: Callable[[], Tensor]) -> Tensor:
-        numbers = weight.detach().numpy()
-        sample = numbers[:, 0, 0, 0].tobytes(), numbers[0, :, 0, 0].tobytes()
-        last, use = self.last, (weight._version, sample, *use)
-        if last is None or last[1] != use or not last[0].is_set_to(weight):
-            self.last = last = weight.detach(), use, make()
+        last = self.last
+        if last is None or not last[0].of.is_set_to(weight) or last[1] != (weight._version, *use, *last[0].sample()):
+            weights = Weights(weight)
+            self.last = last = weights, (weight._version, *use, *weights.sample()), make()
         return last[2]
 
 
@@ -191,12 +203,9 @@ class _Recorded(torch.autograd.Function):
         return images, upper if of_plus else None, None, None, None, None
 
 
-def _takes(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
-        onednn.takes(images, weight, bias)
-        and images.ndim == 4
-        and images.is_contiguous(memory_format=torch.channels_last)  # as the result is
-    )
+def _in_order(images: Tensor) -> bool:
+    """Whether the images (N,C,H,W) lie in memory as the result does."""
+    return images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def pack_convolutions(network: nn.Module, with_winograd: bool = False) -> int:

@@ -33,6 +33,9 @@ LEAST_FILTERS = 2**14
 LEAST_TILES = 48
 """In a pass: with fewer, reading the filters, four times as large in their other form, takes as long as is saved."""
 
+LEAST_WORK = 2**22
+"""Filters by tiles: with less, starting a dozen operations instead of one takes as long as is saved."""
+
 FEW, MANY = 16, 64
 """Tiles of a grouped convolution: always the same numbers, because the order of the filters in memory hangs on them."""
 
@@ -64,10 +67,12 @@ def takes(convolution: nn.Conv2d, size: torch.Size) -> bool:
     """Whether it is worth it for the convolution of images of a size (N,C,H,W), or for the way back to them."""
     c = convolution
     rows, columns = _tiles(size)
+    filters, tiles = c.in_channels * c.out_channels, size[0] * rows * columns
     return (
         (c.kernel_size, c.padding, c.stride, c.dilation, c.groups) == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
-        and c.in_channels * c.out_channels >= LEAST_FILTERS
-        and size[0] * rows * columns >= LEAST_TILES
+        and filters >= LEAST_FILTERS
+        and tiles >= LEAST_TILES
+        and filters * tiles >= LEAST_WORK
     )
 
 
