@@ -71,6 +71,8 @@ class FullGrad:
         values, extent = term.abs_(), SCALINGS[self.scaling]
         low, high = values.amin(extent, keepdim=True), values.amax(extent, keepdim=True)
         factor = torch.where(high > low, 1 / (high - low), 0.0)
+        if self.scaling == "sample":  # the same for all channels: once, of their sum
+            return (values.sum(1) - values.shape[1] * low[:, 0]) * factor[:, 0]
         return values.sub_(low).mul_(factor).sum(1)
 
 
