@@ -385,12 +385,14 @@ def test_rise_of_a_relu_by_hand(x: float, change: float, rise: float, multiplier
     assert gradient.item() == pytest.approx(multiplier, rel=1e-6, abs=0)
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["", "shared"])
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_values_are_taken_at_positions_in_either_order(images: int, order: torch.memory_format) -> None:
+def test_values_are_taken_at_positions_in_either_order(images: int, order: torch.memory_format, shared: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, 6, 8, generator=generator).contiguous(memory_format=order)
-    _, positions = nn.functional.max_pool2d(x, 2, return_indices=True)
+    _, positions = nn.functional.max_pool2d(x[:1] if shared else x, 2, return_indices=True)
+    positions = positions.expand(3, -1, -1, -1)
     values = torch.randn(images, 5, 6, 8, generator=generator).contiguous(memory_format=order)
     found = at(values, positions)
     for n, k, i, j in itertools.product(range(3), range(5), range(3), range(4)):

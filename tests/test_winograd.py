@@ -236,21 +236,27 @@ def test_nothing_is_where_the_operations_fail(monkeypatch: pytest.MonkeyPatch) -
     assert (counted.transforms, counted.orders) == (0, 1)
 
 
-def test_differences_are_computed_directly() -> None:
+def test_differences_are_computed_directly_and_their_gradients_are_not() -> None:
     """DeepLIFT asks whether they are exactly 0."""
     plain = convolution()
     packed, asked = with_winograd(plain), []
+    batches = [images(3, 128, 16, 16).requires_grad_() for _ in range(2)]
 
     class Own:
         def weighted(self, function, weight, bias, usual):  # type: ignore[no-untyped-def]
             asked.append(function)
-            return function(images(3, 128, 16, 16), weight, bias)
+            return function(batches[0], weight, bias)
 
     with Counted() as counted:
         found = packed._conv_forward(Own(), packed.weight, packed.bias)
-    assert counted.transforms == 0
-    torch.testing.assert_close(found, plain(images(3, 128, 16, 16)))
+        assert counted.transforms == 0
+        found.square().sum().backward()
+        assert counted.transforms > 0
     assert asked
+    expected = plain(batches[1])
+    expected.square().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(batches[0].grad, batches[1].grad, rtol=1e-4, atol=1e-3)
 
 
 def test_rounding_error_is_at_most_four_times_that_of_the_plain_sum() -> None:

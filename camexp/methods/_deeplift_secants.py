@@ -149,7 +149,7 @@ def max_pool_secant(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Secant:
 
 def at(values: Tensor, positions: Tensor) -> Tensor:
     """The values (N,K,H,W), or (1,K,H,W), at the flat positions (N,K,h,w) of each plane, in the positions' order."""
-    if not positions.is_contiguous(memory_format=torch.channels_last):
+    if not positions[:1].is_contiguous(memory_format=torch.channels_last):  # all of them may share one image's
         planes = values.flatten(2).expand(len(positions), -1, -1)
         return planes.gather(2, positions.flatten(2)).view_as(positions)
     values, last = values.permute(0, 2, 3, 1).flatten(1, 2), positions.permute(0, 2, 3, 1)

@@ -22,12 +22,12 @@ class PackedProduct:
     ----------
     convolution: whose weights are kept.
     with_winograd: compute with fewer multiplications where that is worth it (`camexp.models.winograd`). What has a
-        rule of its own is computed directly: it may ask whether a difference is exactly 0.
+        rule of its own, which may ask whether a difference is exactly 0, gets only its gradient so.
     """
 
     def __init__(self, convolution: nn.Conv2d, with_winograd: bool = False):
         self.convolution, self.with_winograd = convolution, with_winograd
-        self.direct = PackedProduct(convolution) if with_winograd else self
+        self.direct = _Direct(self) if with_winograd else self
         self.forth, self.back = (Kept(), Kept()), (Kept(), Kept())  # for one image, for several; or few tiles, many
 
     def __call__(self, images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -144,6 +144,17 @@ class PackedProduct:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+class _Direct(PackedProduct):
+    """Another's product without Winograd's filtering; back it goes as the other."""
+
+    def __init__(self, other: PackedProduct):
+        super().__init__(other.convolution)
+        self.other = other
+
+    def gradient(self, upper: Tensor, weight: Tensor, size: torch.Size) -> Tensor:
+        return self.other.gradient(upper, weight, size)
 
 
 class Weights:
