@@ -355,10 +355,28 @@ def test_contributions_depend_neither_on_batch_nor_on_forward_batch(rule: str) -
     images, pairs = make_batch()
     maps = DeepLIFT(rule)(make_classifier(Residual(), layers={}), images, pairs)
     classifier = make_classifier(Residual(), layers={}, forward_batch=1)
+    assert torch.allclose(DeepLIFT(rule)(classifier, images, pairs), maps, rtol=1e-4, atol=1e-5)
     for p, (image, image_id, target) in enumerate(pairs):
         alone = Pairs(torch.tensor([0]), torch.tensor([target]), (image_id,))
         found = DeepLIFT(rule)(classifier, images[image : image + 1], alone)[0]
         assert torch.allclose(found, maps[p], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rule", NONLINEAR)
+def test_reference_runs_once_for_all_images(rule: str) -> None:
+    images, _ = make_batch()
+    pairs = Pairs(torch.arange(3), torch.tensor([2, 0, 1]), ("a", "b", "c"))
+    passes = []
+    for forward_batch in (len(images), 1):
+        told: list[int] = []
+        classifier = make_classifier(Residual(), layers={}, forward_batch=forward_batch)
+        classifier.on_forward = told.append
+        with Operations() as operations:
+            DeepLIFT(rule)(classifier, images, pairs)
+        assert (sum(told), max(told)) == (1 + len(images), forward_batch)
+        passes.append(operations.count("adaptive_avg_pool2d.default"))
+    every = 1 if rule == "rescale" else 2  # parts
+    assert passes == [1 + every, 1 + every * len(images)]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +421,9 @@ def test_values_are_taken_at_positions_in_either_order(images: int, order: torch
 def test_rise_of_a_relu_is_that_of_any_function_of_single_values() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 5, 8, 8, generator=generator, dtype=torch.float64)
-    change = torch.randn(3, 5, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    change = torch.randn(3, 5, 8, 8, generator=generator, dtype=torch.float64)
+    change[1, :, :4] = 0
+    change.requires_grad_()
     upper = torch.randn(change.shape, generator=generator, dtype=torch.float64)
     found, expected = (secant(x, change, None) for secant in (relu_secant, elementwise_secant(torch.relu)))
     torch.testing.assert_close(found, expected)

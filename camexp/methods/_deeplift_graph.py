@@ -3,7 +3,7 @@
 `network(Difference(...))` runs the network's own code. Every torch function that it calls on a Difference is
 looked up in `OPERATIONS` and carried out on the reference's value and on the difference, layer by layer. So a module
 that is used several times makes a separate operation each time, nothing is hooked or replaced, and nothing has to be
-undone.
+undone. The reference's values are the same for all images; a second run with the same `Values` finds them there.
 
 The difference of an output is, with all multipliers held constant, a *linear* function of the difference of the
 input. Its derivative, which autograd gives, is the product of the multipliers along all paths: DeepLIFT's chain rule.
@@ -27,24 +27,49 @@ from camexp.methods._deeplift_secants import (
 )
 
 
+class Values:
+    """What the layers put out for a reference, in the order in which the network computes it.
+
+    Parameters
+    ----------
+    reference: (1,3,H,W).
+    """
+
+    def __init__(self, reference: Tensor):
+        self.known, self.read = [reference], 1
+
+    def next(self, compute: Callable[[], Tensor]) -> Tensor:
+        """The value after the last: known from an earlier run of the network, or computed."""
+        if self.read == len(self.known):
+            with torch.no_grad():
+                self.known.append(compute())
+        self.read += 1
+        return self.known[self.read - 1]
+
+
 class Difference:
     """What a layer puts out for P images: its value for the reference, and how they differ from it.
 
     Attributes
     ----------
-    reference: (1,...), the value for the reference.
+    reference: (1,...), the value for the reference, one of the `values`.
     parts: one or two (P,...), whose sum is the difference. One: the difference itself, for the Rescale rule.
         Two: its positive and its negative part, for RevealCancel.
     """
 
-    def __init__(self, reference: Tensor, parts: tuple[Tensor, ...]):
-        self.reference = reference
-        self.parts = parts
+    def __init__(self, reference: Tensor, parts: tuple[Tensor, ...], values: Values):
+        self.reference, self.parts, self.values = reference, parts, values
 
     @classmethod
-    def of_images(cls, reference: Tensor, difference: Tensor, separate: bool) -> "Difference":
-        """The network's input; `separate` the positive from the negative values."""
-        return cls(reference, (difference.clamp(min=0), difference.clamp(max=0)) if separate else (difference,))
+    def of_images(cls, values: Values, difference: Tensor, separate: bool) -> "Difference":
+        """The network's input (P,3,H,W); `separate` the positive from the negative parts."""
+        values.read = 1
+        parts = (difference.clamp(min=0), difference.clamp(max=0)) if separate else (difference,)
+        return cls(values.known[0], parts, values)
+
+    def then(self, reference: Callable[[], Tensor], parts: tuple[Tensor, ...]) -> "Difference":
+        """What the next operation puts out."""
+        return Difference(self.values.next(reference), parts, self.values)
 
     @property
     def total(self) -> Tensor:
@@ -55,7 +80,7 @@ class Difference:
 
     def each(self, function: Callable[[Tensor], Tensor]) -> "Difference":
         """A linear function without negative weights: of the reference and of every part."""
-        return Difference(function(self.reference), tuple(function(part) for part in self.parts))
+        return self.then(lambda: function(self.reference), tuple(function(part) for part in self.parts))
 
     def weighted(
         self,
@@ -75,13 +100,12 @@ class Difference:
         ----------
         usual: the same function, where `function` is made for the network's own weights.
         """
-        reference = function(self.reference, weight, bias)
-        total = function(self.total, weight, None)
-        if len(self.parts) == 1:
-            return Difference(reference, (total,))
-        magnitude = (usual or function)(self.total * self._sign(), weight.abs(), None)
-        slack = NEGLIGIBLE * magnitude.detach()
-        return Difference(reference, tuple(settle((total + m) / 2, slack) for m in (magnitude, -magnitude)))
+        parts: tuple[Tensor, ...] = (function(self.total, weight, None),)
+        if len(self.parts) == 2:
+            magnitude = (usual or function)(self.total * self._sign(), weight.abs(), None)
+            slack = NEGLIGIBLE * magnitude.detach()
+            parts = tuple(settle((parts[0] + m) / 2, slack) for m in (magnitude, -magnitude))
+        return self.then(lambda: function(self.reference, weight, bias), parts)
 
     @torch.no_grad()
     def _scale(self) -> Tensor:
@@ -93,12 +117,13 @@ class Difference:
         """-1, 0 or 1 (P,...), the sign of the difference; what is left when two parts cancel is rounding."""
         return settle(self.total, NEGLIGIBLE * self._scale()).sign()
 
-    def scaled(self, reference: Tensor, scale: Tensor) -> "Difference":
-        """Every value times its own constant, which swaps the parts where it is negative."""
+    def scaled(self, function: Callable[[Tensor], Tensor], scale: Tensor) -> "Difference":
+        """A function that brings every value times its own constant, which swaps the parts where it is negative."""
         swapped = zip(self.parts, reversed(self.parts), strict=True)
-        return Difference(reference, tuple(scale * torch.where(scale > 0, part, other) for part, other in swapped))
+        parts = tuple(scale * torch.where(scale > 0, part, other) for part, other in swapped)
+        return self.then(lambda: function(self.reference), parts)
 
-    def nonlinear(self, reference: Tensor, secant: Secant) -> "Difference":
+    def nonlinear(self, function: Callable[[Tensor], Tensor], secant: Secant) -> "Difference":
         """The Rescale rule (section 3.5.2) for one part, the RevealCancel rule (section 3.5.3) for two.
 
         Rescale:       D_y  = f(x0 + D) - f(x0)
@@ -106,18 +131,16 @@ class Difference:
         """
         x = self.reference
         if len(self.parts) == 1:  # beside x a change that is negligible adds nothing to the slack
-            return Difference(reference, (secant(x, self.parts[0], None),))
+            return self.then(lambda: function(x), (secant(x, self.parts[0], None),))
         slack = NEGLIGIBLE * (x.abs() + self._scale())
         plus, minus = self.parts
         with torch.no_grad():
             raised, lowered = settle(x + plus, slack), settle(x + minus, slack)
-        return Difference(
-            reference,
-            (
-                (secant(x, plus, slack) + secant(lowered, plus, slack)) / 2,
-                (secant(x, minus, slack) + secant(raised, minus, slack)) / 2,
-            ),
+        parts = (
+            (secant(x, plus, slack) + secant(lowered, plus, slack)) / 2,
+            (secant(x, minus, slack) + secant(raised, minus, slack)) / 2,
         )
+        return self.then(lambda: function(x), parts)
 
     # --------------------------------------------------------------------------- what networks call on tensors
 
@@ -135,9 +158,9 @@ class Difference:
 
     def __add__(self, other: "Difference | Tensor | float") -> "Difference":
         if not isinstance(other, Difference):
-            return Difference(self.reference + other, self.parts)
+            return self.then(lambda: self.reference + other, self.parts)
         parts = tuple(mine + its for mine, its in zip(self.parts, other.parts, strict=True))
-        return Difference(self.reference + other.reference, parts)
+        return self.then(lambda: self.reference + other.reference, parts)
 
     def _refuse(self, *operands: object) -> "Difference":
         raise unsupported("subtraction, multiplication, division or indexing")
@@ -185,13 +208,13 @@ def batch_norm(
     if running_mean is None or running_var is None or training:
         raise unsupported("batch_norm with the statistics of the batch")
     scale = (running_var + eps).rsqrt() * (1.0 if weight is None else weight)
-    reference = F.batch_norm(input.reference, running_mean, running_var, weight, bias, eps=eps)
-    return input.scaled(reference, scale.view(-1, *[1] * (input.dim() - 2)))
+    scale = scale.view(-1, *[1] * (input.dim() - 2))
+    return input.scaled(lambda x: F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps), scale)
 
 
 def max_pool2d(input: Difference, *args: Any, return_indices: bool = False, **kwargs: Any) -> Difference:
     secant = max_pool_secant(lambda x: F.max_pool2d(x, *args, **kwargs, return_indices=True))
-    return input.nonlinear(F.max_pool2d(input.reference, *args, **kwargs), secant)
+    return input.nonlinear(lambda x: F.max_pool2d(x, *args, **kwargs), secant)
 
 
 def dropout(input: Difference, p: float = 0.5, training: bool = True, inplace: bool = False) -> Difference:
@@ -209,13 +232,13 @@ def elementwise(function: Callable[..., Tensor]) -> Callable[..., Difference]:
         def apply(x: Tensor) -> Tensor:
             return function(x, *args, **kwargs)
 
-        return input.nonlinear(apply(input.reference), elementwise_secant(apply))
+        return input.nonlinear(apply, elementwise_secant(apply))
 
     return operation
 
 
 def relu(input: Difference, inplace: bool = False) -> Difference:
-    return input.nonlinear(torch.relu(input.reference), relu_secant)
+    return input.nonlinear(torch.relu, relu_secant)
 
 
 def without_weights(function: Callable[..., Tensor]) -> Callable[..., Difference]:

@@ -108,16 +108,17 @@ def relu_secant(x: Tensor, change: Tensor, slack: Tensor | None) -> Tensor:
     """Of ReLU: relu(x + D) - relu(x) = max(D, -x) + min(x, 0).
 
     So written, values that nearly agree are not subtracted: a negligible D has the slope for its multiplier without a
-    slack, and a D of 0 too, as it is taken for a vanishing fall.
+    slack. Only a D of 0 must be looked for; it is rare, and known by a sum that is no number.
     """
     m, product = torch.empty_like(change), torch.empty_like(change)
     with torch.no_grad():
         for start, ends in pieces(x, change):
             lowest, offset = -x[start], x[start].clamp(max=0)
             for end in ends:
-                moved = change[end] - torch.finfo(change.dtype).tiny
-                torch.maximum(moved, lowest, out=m[end]).add_(offset).div_(moved)
-                torch.mul(m[end], change[end], out=product[end])
+                rise = torch.maximum(change[end], lowest, out=product[end]).add_(offset)
+                torch.div(rise, change[end], out=m[end])
+                if m.device.type != "cpu" or not m[end].sum().isfinite():
+                    m[end].copy_(m[end].where(change[end] != 0, (x[start] > 0).to(m.dtype)))
     return _Product.apply(change, product, m)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from camexp.errors import CamexpError
-from camexp.methods._deeplift_graph import Difference
+from camexp.methods._deeplift_graph import Difference, Values
 from camexp.methods.reduce import REDUCTIONS, check_reduce
 from camexp.models.backward import by_class
 from camexp.models.classifier import Classifier
@@ -44,8 +44,7 @@ class DeepLIFT:
     acts as if folded into the convolution before it.
 
     Cost: one forward per image, one backward per pair; for "rescale" every nonlinearity is evaluated twice, for
-    "revealcancel" convolutions twice and nonlinearities four times. One forward of the reference per `forward_batch`
-    images.
+    "revealcancel" convolutions twice and nonlinearities four times. One forward of the reference per call.
 
     Parameters
     ----------
@@ -74,20 +73,21 @@ class DeepLIFT:
         if self.rule == "linear":
             return classifier.input_gradients(images, pairs) * difference[pairs.image]
 
+        classifier.on_forward(1)
+        values = Values(classifier.fill.expand(1, *images.shape[1:]).contiguous(memory_format=classifier.memory_format))
+
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
             change = difference[image]
-            return [change[:, None] * self._multipliers(classifier, change, target)]
+            return [change[:, None] * self._multipliers(classifier, values, change, target)]
 
         (contributions,) = classifier.of_images(pairs, work)
         return contributions
 
-    def _multipliers(self, classifier: Classifier, change: Tensor, target: Tensor) -> Tensor:
+    def _multipliers(self, classifier: Classifier, values: Values, change: Tensor, target: Tensor) -> Tensor:
         """m (n,c,3,H,W) of the differences (n,3,H,W) for the logits of the classes (n,c)."""
-        order = classifier.memory_format
-        reference = classifier.fill.expand(1, *change.shape[1:]).contiguous(memory_format=order)
         with torch.enable_grad():
-            change = change.detach().contiguous(memory_format=order).requires_grad_()
-            inputs = Difference.of_images(reference, change, separate=self.rule == "revealcancel")
-            classifier.on_forward(1 + len(change))
+            change = change.detach().contiguous(memory_format=classifier.memory_format).requires_grad_()
+            inputs = Difference.of_images(values, change, separate=self.rule == "revealcancel")
+            classifier.on_forward(len(change))
             logits = classifier.network(inputs).total  # y(I) - y(I'), (n, C)
         return torch.stack([gradient for (gradient,) in by_class(logits, target, [change])], 1)
