@@ -73,7 +73,6 @@ class DeepLIFT:
         if self.rule == "linear":
             return classifier.input_gradients(images, pairs) * difference[pairs.image]
 
-        classifier.on_forward(1)
         values = Values(classifier.fill.expand(1, *images.shape[1:]).contiguous(memory_format=classifier.memory_format))
 
         def work(image: Tensor, target: Tensor) -> list[Tensor]:
@@ -88,6 +87,6 @@ class DeepLIFT:
         with torch.enable_grad():
             change = change.detach().contiguous(memory_format=classifier.memory_format).requires_grad_()
             inputs = Difference.of_images(values, change, separate=self.rule == "revealcancel")
-            classifier.on_forward(len(change))
+            classifier.on_forward(len(change) + (len(values.known) == 1))  # the reference goes with the first
             logits = classifier.network(inputs).total  # y(I) - y(I'), (n, C)
         return torch.stack([gradient for (gradient,) in by_class(logits, target, [change])], 1)
