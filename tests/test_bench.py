@@ -476,8 +476,10 @@ def test_table_is_written_resumed_and_started_afresh(tmp_path: Path, measured: l
     assert "| Grad-CAM" in text
     commands = re.findall(r"`(python scripts/bench\.py .*?)`", next(li for li in text.splitlines() if "Command:" in li))
     assert ["--models resnet50" in command for command in commands] == [True, False]  # each that measured something
-    assert bench(tmp_path, *some) == 0
-    assert (tmp_path / "bench.md").read_text() == text
+    assert "cam vgg16 1x1: cam needs global average pooling" in text
+    for again in (some, ("--methods", "gradcam", *some[2:])):  # the second does not ask for what was left out
+        assert bench(tmp_path, *again) == 0
+        assert (tmp_path / "bench.md").read_text() == text
     assert bench(tmp_path, *some, "--fresh") == 0
     assert len(measured) == 6
     assert len(read_csv(tmp_path / "bench_cpu_before.csv", COLUMNS)) == 3  # finished work is not lost

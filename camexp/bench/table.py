@@ -54,7 +54,7 @@ class Store:
             self.replaced = [key for key in keys if before.get(key) != self.made_with.get(key)]
             if not self.replaced and not self.fresh:
                 self.rows = {cell_of(row): row for row in read_csv(self.path, COLUMNS)}
-                self.commands = info.get("commands", [])
+                self.commands, self.left_out = info.get("commands", []), info.get("left_out", {})
 
     def add(self, row: Row) -> None:
         """Keep a finished cell."""
